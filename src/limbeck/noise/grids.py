@@ -1,0 +1,110 @@
+"""Grids of times and curricula: pure functions of the step, float64."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from limbeck.errors import LimbeckError, unknown
+
+
+def shift_times(t: Tensor, shift: float) -> Tensor:
+    """The flow shift t -> shift t / (1 + (shift - 1) t) on [0, 1]; shift = exp(mu) where mu is given."""
+    return shift * t.double() / (1 + (shift - 1) * t.double())
+
+
+def ramp(
+    step: int,
+    start: int,
+    begin: float,
+    finish: float,
+    end: int,
+    shape: Literal["linear", "sqrt", "cosine"] = "linear",
+) -> float:
+    """A value that goes from ``begin`` at step ``start`` to ``finish`` at step ``end`` and stays outside."""
+    share = min(max((step - start) / max(end - start, 1), 0.0), 1.0)
+    if shape == "sqrt":
+        share = math.sqrt(share)
+    elif shape == "cosine":
+        share = (1 - math.cos(math.pi * share)) / 2
+    elif shape != "linear":
+        raise unknown("ramp shape", shape, ["linear", "sqrt", "cosine"])
+    return begin + (finish - begin) * share
+
+
+def karras_grid(n: int, low: float = 0.002, high: float = 80.0, rho: float = 7.0) -> Tensor:
+    """n decreasing noise levels, t^(1/rho) equally spaced (EDM, Eq. 5), without the final 0."""
+    if n < 1 or not 0 < low < high:
+        raise LimbeckError(f"a Karras grid needs n >= 1 and 0 < low < high, not n={n}, low={low:g}, high={high:g}")
+    share = torch.arange(n, dtype=torch.float64) / max(n - 1, 1)
+    grid = (high ** (1 / rho) + share * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+    grid[0] = high
+    if n > 1:
+        grid[-1] = low
+    return grid
+
+
+def linear_grid(n: int, high: float = 1.0, low: float = 0.0, shift: float = 1.0) -> Tensor:
+    """n decreasing times high, ..., before low: high - i (high - low) / n; few-step grids t_init (1 - i/n)."""
+    t = high - torch.arange(n, dtype=torch.float64) * (high - low) / n
+    return shift_times(t, shift) if shift != 1.0 else t
+
+
+def log_grid(n: int, low: float, high: float) -> Tensor:
+    """n decreasing times equally spaced in ln t."""
+    return torch.exp(torch.linspace(math.log(high), math.log(low), n, dtype=torch.float64))
+
+
+def ddpm_grid(n: int, steps: int = 1000, spacing: str = "trailing") -> Tensor:
+    """n decreasing indices out of 0..steps-1 with the spacings named in arXiv 2305.08891, Table 2."""
+    if not 1 <= n <= steps:
+        raise LimbeckError(f"cannot take n={n} of {steps} steps; choose 1 <= n <= {steps}")
+    if spacing == "trailing":
+        return torch.round(steps - torch.arange(n, dtype=torch.float64) * steps / n) - 1
+    if spacing == "leading":
+        return torch.arange(n - 1, -1, -1, dtype=torch.float64) * (steps // n)
+    if spacing == "linspace":
+        return torch.round(torch.linspace(steps - 1, 0, n, dtype=torch.float64))
+    raise unknown("spacing", spacing, ["leading", "linspace", "trailing"])
+
+
+def check_decreasing(times: Sequence[float] | Tensor, name: str = "times") -> Tensor:
+    """The times as a float64 tensor; raises LimbeckError unless they decrease strictly."""
+    t = torch.as_tensor(times, dtype=torch.float64)
+    if t.ndim != 1 or len(t) == 0 or bool((t[1:] >= t[:-1]).any()):
+        raise LimbeckError(f"{name} must decrease strictly, not {[round(v, 6) for v in t.flatten().tolist()]}")
+    return t
+
+
+def doubling_points(step: int, total: int, s0: int = 10, s1: int = 1280) -> int:
+    """N(k) of iCT: s0 2^floor(k/K') intervals, at most s1, plus one (arXiv 2310.14189); 0 <= step < total."""
+    _check_points(step, total, s0, s1)
+    stages = math.floor(math.log2(s1 // s0)) + 1
+    stage_length = total // stages
+    if stage_length == 0:
+        raise LimbeckError(
+            f"iCT's curriculum from {s0} to {s1} has {stages} stages; it needs at least {stages} steps, not {total}"
+        )
+    return min(s0 * 2 ** (step // stage_length), s1) + 1
+
+
+def growing_points(step: int, total: int, s0: int = 2, s1: int = 150) -> int:
+    """N(k) of the original consistency training, growing like a square root (arXiv 2303.01469, App. C)."""
+    _check_points(step, total, s0, s1)
+    return math.ceil(math.sqrt(step / total * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1) + 1
+
+
+def _check_points(step: int, total: int, s0: int, s1: int) -> None:
+    if s0 < 1 or s1 < s0:
+        raise LimbeckError(f"the curriculum needs 1 <= s0 <= s1, not s0={s0}, s1={s1}")
+    if not 0 <= step < total:
+        raise LimbeckError(f"step {step} lies outside the planned {total} steps; raise the number of iterations")
+
+
+def lognormal_cells(grid: Tensor, mean: float = -1.1, std: float = 2.0) -> Tensor:
+    """p(i), i = 0..N-2: the lognormal mass of the cells of an increasing grid of N noise levels (iCT)."""
+    edges = torch.erf((torch.log(grid.double()) - mean) / (math.sqrt(2) * std))
+    p = edges[1:] - edges[:-1]
+    return p / p.sum()

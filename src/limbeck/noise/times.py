@@ -1,0 +1,193 @@
+"""Time laws: quantile functions that map uniform numbers u in [0, 1) to times, so that noise keyed by sample decides.
+
+Laws of the noise-to-signal ratio sigma = s/a serve every process through :class:`InSigma`. All values are float64.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from limbeck.errors import LimbeckError
+from limbeck.noise.grids import shift_times
+from limbeck.noise.process import Process
+
+TimeLaw = Callable[[Tensor], Tensor]
+
+
+def _normal(u: Tensor) -> Tensor:
+    u = u.double()  # keep the quantile finite at u = 0
+    return torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12))
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """U(low, high)."""
+
+    low: float
+    high: float
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return self.low + (self.high - self.low) * u.double()
+
+
+@dataclass(frozen=True)
+class UniformInteger:
+    """Uniform over the integers low, ..., high (both included)."""
+
+    low: int
+    high: int
+
+    def __post_init__(self):
+        if self.high < self.low:
+            raise LimbeckError(f"no integer between low={self.low} and high={self.high}; raise high or lower low")
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return (self.low + torch.floor(u.double() * (self.high - self.low + 1))).clamp(max=self.high)
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """ln t uniform between ln low and ln high."""
+
+    low: float
+    high: float
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return self.low * (self.high / self.low) ** u.double()
+
+
+@dataclass(frozen=True)
+class LogNormal:
+    """ln t ~ N(mean, std^2): EDM's training law with mean -1.2, std 1.2."""
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return torch.exp(self.mean + self.std * _normal(u))
+
+
+@dataclass(frozen=True)
+class LogitNormal:
+    """t = sigmoid(N(mean, std^2)): SD3's law; SiD-DiT uses mean ln 2, std 1.6."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return torch.sigmoid(self.mean + self.std * _normal(u))
+
+
+@dataclass(frozen=True)
+class Karras:
+    """t^(1/rho) uniform between low and high: the continuous form of the EDM grid."""
+
+    low: float = 0.002
+    high: float = 80.0
+    rho: float = 7.0
+
+    def __call__(self, u: Tensor) -> Tensor:
+        low, high = self.low ** (1 / self.rho), self.high ** (1 / self.rho)
+        return (low + (high - low) * u.double()) ** self.rho
+
+
+@dataclass(frozen=True)
+class Power:
+    """Beta(exponent, 1) on [0, 1]: the density exponent t^(exponent - 1)."""
+
+    exponent: float
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return u.double() ** (1 / self.exponent)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """values[i] with probability proportional to weights[i] (None: uniform)."""
+
+    values: tuple[float, ...]
+    weights: tuple[float, ...] | None = None
+
+    def __call__(self, u: Tensor) -> Tensor:
+        weights = torch.tensor(self.weights or [1.0] * len(self.values), dtype=torch.float64, device=u.device)
+        edges = torch.cumsum(weights / weights.sum(), 0)[:-1]
+        index = torch.searchsorted(edges, u.double().contiguous(), right=True)
+        return torch.tensor(self.values, dtype=torch.float64, device=u.device)[index]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """laws[i] with probability proportional to weights[i]; one u serves the choice and the law."""
+
+    laws: tuple[TimeLaw, ...]
+    weights: tuple[float, ...]
+
+    def __call__(self, u: Tensor) -> Tensor:
+        total, start, t = sum(self.weights), 0.0, torch.zeros_like(u, dtype=torch.float64)
+        for law, weight in zip(self.laws, self.weights, strict=True):
+            share = weight / total
+            inside = (u.double() >= start) & (u.double() < start + share)
+            t = torch.where(inside, law(((u.double() - start) / share).clamp(0, 1)), t)
+            start += share
+        return t
+
+
+@dataclass(frozen=True)
+class Clamped:
+    """A law cut to [low, high]; what falls outside sits on the border."""
+
+    law: TimeLaw
+    low: float
+    high: float
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return self.law(u).clamp(self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """A law on [0, 1] seen through the flow shift t -> shift t / (1 + (shift - 1) t)."""
+
+    law: TimeLaw
+    shift: float
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return shift_times(self.law(u), self.shift)
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A law seen through a function of the time, e.g. torch.atan for TrigFlow."""
+
+    law: TimeLaw
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return self.function(self.law(u))
+
+
+@dataclass(frozen=True)
+class Snapped:
+    """A law whose times are moved to the nearest point of a grid (discrete-sigma networks)."""
+
+    law: TimeLaw
+    grid: tuple[float, ...]
+
+    def __call__(self, u: Tensor) -> Tensor:
+        t = self.law(u)
+        grid = torch.tensor(sorted(self.grid), dtype=torch.float64, device=t.device)
+        right = torch.searchsorted(grid, t.contiguous()).clamp(1, len(grid) - 1)
+        return torch.where(t - grid[right - 1] <= grid[right] - t, grid[right - 1], grid[right])
+
+
+@dataclass(frozen=True)
+class InSigma:
+    """A law of sigma = s/a as a law of a process's own time, cut to the process's range."""
+
+    law: TimeLaw
+    process: Process
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return self.process.time_of(self.law(u)).clamp(self.process.t_min, self.process.t_max)
