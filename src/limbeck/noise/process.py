@@ -19,9 +19,7 @@ SMALLEST = 1e-4  # below it, dividing by a signal or noise level has no trustwor
 
 def spread(coefficient: Tensor, x: Tensor) -> Tensor:
     """A coefficient of shape (), (B,) or (B, L) in the dtype and device of x, broadcastable over x."""
-    shaped = (
-        coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim)) if coefficient.ndim else coefficient
-    )
+    shaped = coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim)) if coefficient.ndim else coefficient
     return shaped.to(x)
 
 
@@ -88,9 +86,7 @@ class Process:
         s = self.s(t_to) * torch.sqrt(((1 - ratio) * (1 + ratio)).clamp(min=0))
         return a, s
 
-    def diffuse(
-        self, x: Tensor, eps: Tensor, t: Tensor, level: Tensor | None = None, y: Tensor | None = None
-    ) -> Tensor:
+    def diffuse(self, x: Tensor, eps: Tensor, t: Tensor, level: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         """Noise a sample at ``level`` (None: clean) up to t with fresh eps."""
         if level is None:
             return self.add_noise(x, eps, t, y)
