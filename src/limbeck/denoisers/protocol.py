@@ -96,8 +96,8 @@ def check_denoiser(denoiser: object, x: Tensor, cond: Cond | None = None, gradie
     found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
     if found != tuple(x.shape):
         raise LimbeckError(
-            f"the teacher answered {found} for an input of shape {tuple(x.shape)}; a denoiser returns "
-            "x0 in the shape of its input"
+            f"the teacher answered {found} for an input of shape {tuple(x.shape)}; a denoiser "
+            "returns x0 in the shape of its input"
         )
     if not bool(torch.isfinite(out).all()):
         raise LimbeckError("the teacher answered non-finite values at sigma = 0.5; check its weights and its prediction type")

@@ -1,0 +1,72 @@
+"""What a score rule is: it says where a sample should move and never knows who made the sample."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.denoisers import Cond, Denoiser
+
+Target = Callable[[int], Denoiser]  # the teacher at an iteration: fixed, or one that changes (backtracking)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a producer makes: x (B, ...), its conditions, and the noise level (B,) it is still at (None: clean)."""
+
+    x: Tensor
+    cond: Cond | None = None
+    level: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Pull:
+    """The gradient of the objective with respect to x, shape of x (of the sum over elements), and figures to log."""
+
+    gradient: Tensor
+    logs: dict[str, Tensor] = field(default_factory=dict)
+
+
+class ScoreRule(Protocol):
+    """Pulls a sample at the times t (B,) with the noise eps (shape of x)."""
+
+    def __call__(self, sample: Sample, t: Tensor, eps: Tensor, step: int = 0) -> Pull: ...
+
+
+def fixed_target(teacher: Denoiser | Target) -> Target:
+    """A denoiser as a target that never changes; a target passes through."""
+    return (lambda step: teacher) if hasattr(teacher, "process") else teacher  # type: ignore[return-value]
+
+
+def surrogate(x: Tensor, gradient: Tensor) -> Tensor:
+    """The scalar mean(x sg[g]): its gradient with respect to x is g / numel(x). The one place where a pull meets a sample."""
+    return (x * gradient.detach()).mean()
+
+
+@contextmanager
+def frozen(*modules: object) -> Iterator[None]:
+    """No parameter of the modules requires a gradient inside; what did before does so again after."""
+    held = [p for m in modules if isinstance(m, nn.Module) for p in _trainable(m.parameters())]
+    for p in held:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in held:
+            p.requires_grad_(True)
+
+
+def _trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    return [p for p in parameters if p.requires_grad]
+
+
+def input_gradient(loss: Callable[[Tensor], Tensor], x: Tensor, *modules: object) -> tuple[Tensor, Tensor]:
+    """(d loss / dx, loss) through frozen modules, taken at once: no graph through another role outlives this call."""
+    x = x.detach().requires_grad_()
+    with torch.enable_grad(), frozen(*modules):
+        value = loss(x)
+        (gradient,) = torch.autograd.grad(value, x)
+    return gradient, value.detach()

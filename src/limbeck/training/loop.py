@@ -1,0 +1,336 @@
+"""The loop: drives a method's generators, and alone owns backward, clipping, optimizers, averages, checkpoints and signals."""
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.errors import LimbeckError, unknown
+from limbeck.training import checkpoints
+from limbeck.training.diagnostics import Watch
+from limbeck.training.method import Batch, Method, Role, Source, Step, Total, Update
+from limbeck.training.progress import Progress
+from limbeck.training.rng import restore_rng, rng_state
+from limbeck.training.tracking import Tracker
+
+Figures = dict[str, float]
+
+
+class NonFiniteError(LimbeckError):
+    """A loss or gradient that is not finite: names role and step, and says how to replay them."""
+
+
+class Interrupted(LimbeckError):
+    """A signal ended the run between two iterations; a checkpoint was written."""
+
+    def __init__(self, message: str, signum: int):
+        super().__init__(message)
+        self.exit_code = 128 + signum
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How long and how often. ``batch`` counts samples per draw; ``micro_batches`` split it to save memory."""
+
+    iterations: int
+    batch: int = 128
+    micro_batches: int = 1
+    seed: int = 0
+    checkpoint_every: int = 500
+    evaluate_every: int = 0
+    """Iterations between evaluations (0: none)."""
+    log_every: int = 10
+    keep: int = 2
+
+    def __post_init__(self):
+        if self.iterations < 1 or self.batch < 1 or not 1 <= self.micro_batches <= self.batch:
+            raise LimbeckError(
+                f"iterations={self.iterations}, batch={self.batch} and micro_batches={self.micro_batches} must be at least 1, "
+                "and there are at most as many micro-batches as samples in the batch"
+            )
+
+
+@dataclass
+class _Trained:
+    """A trained role with its parameters, captured once, and its optimizer."""
+
+    role: Role
+    names: list[str]
+    params: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer = field(init=False)
+
+    def __post_init__(self):
+        options = self.role.optimizer
+        assert options is not None
+        common: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay}
+        if options.kind == "sgd":
+            self.optimizer = torch.optim.SGD(self.params, **common)
+            return
+        adams = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "radam": torch.optim.RAdam}
+        if options.kind not in adams:
+            raise unknown("optimizer", options.kind, [*adams, "sgd"])
+        if options.kind != "radam":
+            common["fused"] = True
+        self.optimizer = adams[options.kind](self.params, betas=options.betas, eps=options.eps, **common)
+
+
+class Loop:
+    """Trains a method. Bitwise reproducible from (seed, options) and from any of its checkpoints on the same torch build.
+
+    ``folder``: the run's folder for checkpoints and metrics (None: keep nothing on disk). ``evaluate``: figures of the
+    student, called every ``evaluate_every`` iterations and at the end; ``best`` names the figure (lower is better) whose
+    best checkpoint is kept.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        source: Source,
+        options: LoopOptions,
+        *,
+        folder: Path | None = None,
+        device: torch.device | str = "cpu",
+        evaluate: Callable[[int], Figures] | None = None,
+        best: str | None = None,
+        tensorboard: bool | None = False,
+        meta: Mapping[str, Any] | None = None,
+        quiet: bool = False,
+    ):
+        self.method, self.source, self.options, self.folder = method, source, options, folder
+        self.device = torch.device(device)
+        self.evaluate, self.best, self.tensorboard = evaluate, best, tensorboard
+        self.meta, self.quiet = dict(meta or {}), quiet
+        self.step, self.seconds, self.best_value = 0, 0.0, math.inf
+        self.history: list[tuple[int, Figures]] = []
+        self.messages: list[str] = []
+        self.trained: dict[str, _Trained] = {}
+        for name, role in method.roles.items():
+            if role.trained:
+                named = [(n, p) for n, p in role.module.named_parameters() if p.requires_grad]
+                if not named:
+                    raise LimbeckError(f"the role {name!r} is to be trained but none of its parameters requires a gradient")
+                role.module.train()
+                self.trained[name] = _Trained(role, [n for n, _ in named], [p for _, p in named])
+        self._signal: int | None = None
+
+    # -- one iteration ------------------------------------------------------------------------------------------------
+
+    def batches(self, step: int) -> list[Batch]:
+        """The micro-batches of an iteration; together the samples that one large batch would have."""
+        size, draws = self.options.batch, self.method.draws
+        index = step * draws * size + torch.arange(size)
+        pieces = torch.tensor_split(index, self.options.micro_batches)
+        return [Batch(self.source, self.options.seed, step, piece, self.device, size) for piece in pieces]
+
+    def iterate(self) -> Figures:
+        """Run one iteration of the method, all micro-batches in lockstep; returns its figures."""
+        batches = self.batches(self.step)
+        shares = [b.size / self.options.batch for b in batches]
+        steps = [self.method.step(b) for b in batches]
+        reply: Tensor | None = None
+        figures: Figures = {}
+        updated: set[str] = set()
+        while True:
+            yields: list[Update | Total | None] = []
+            for generator, share in zip(steps, shares, strict=True):
+                yields.append(y := self._advance(generator, reply))
+                if isinstance(y, Update):
+                    self._backward(y, share)
+            kinds = {(type(y), getattr(y, "roles", None)) for y in yields}
+            if len(kinds) != 1:
+                raise LimbeckError(f"micro-batches of {type(self.method).__name__} left lockstep: they yielded {kinds}")
+            first, reply = yields[0], None
+            if first is None:
+                break
+            if isinstance(first, Total):
+                reply = torch.stack([y.value.detach() for y in yields if isinstance(y, Total)]).sum(0)
+                continue
+            updates = [y for y in yields if isinstance(y, Update)]
+            for name in _names(first):
+                figures |= self._apply(name, sum(float(y.loss.detach()) * w for y, w in zip(updates, shares, strict=True)))
+                updated.add(name)
+            for key in first.logs:
+                figures[key] = sum(float(y.logs[key]) * w for y, w in zip(updates, shares, strict=True))
+        self.step += 1
+        for name in updated:
+            self.trained[name].role.update_ema(self.step)
+        return figures
+
+    def _advance(self, generator: Step, reply: Tensor | None) -> Update | Total | None:
+        grad, autocast = torch.is_grad_enabled(), torch.is_autocast_enabled(self.device.type)
+        try:
+            result = generator.send(reply)
+        except StopIteration:
+            return None
+        if torch.is_grad_enabled() != grad or torch.is_autocast_enabled(self.device.type) != autocast:
+            generator.close()
+            raise LimbeckError(
+                f"{type(self.method).__name__}.step yielded inside no_grad or autocast, which would leak into the loop; "
+                "close the block before the yield"
+            )
+        return result
+
+    def _backward(self, update: Update, share: float) -> None:
+        for name in _names(update):
+            if name not in self.trained:
+                raise unknown("trained role", name, self.trained)
+        if not bool(torch.isfinite(update.loss)):
+            self._fail(_names(update)[0], "loss", float(update.loss))
+        params = [p for name in _names(update) for p in self.trained[name].params]
+        if not update.loss.requires_grad:
+            raise LimbeckError(f"the loss yielded for {update.roles!r} does not depend on its parameters")
+        (update.loss * share).backward(inputs=params)
+
+    def _apply(self, name: str, loss: float) -> Figures:
+        trained = self.trained[name]
+        options = trained.role.optimizer
+        assert options is not None
+        grads = [p.grad for p in trained.params if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        if not bool(torch.isfinite(norm)):
+            self._fail(name, "gradient norm", float(norm))
+        if options.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(trained.params, options.clip, norm)
+        lr = options.lr_at(self.step, self.options.iterations)
+        for group in trained.optimizer.param_groups:
+            group["lr"] = lr
+        trained.optimizer.step()
+        trained.optimizer.zero_grad(set_to_none=True)
+        return {f"loss/{name}": loss, f"grad_norm/{name}": float(norm), f"lr/{name}": lr}
+
+    def _fail(self, role: str, quantity: str, value: float) -> None:
+        text = f"the {quantity} of the role {role!r} is {value} at step {self.step}"
+        if self.folder is None:
+            raise NonFiniteError(f"{text}; lower its learning rate, clip its gradient, or train in float32")
+        replay = f"limbeck distill --resume {self.folder}"
+        facts = {"role": role, "step": self.step, "quantity": quantity, "value": str(value), "replay": replay}
+        (self.folder / "failure.json").write_text(json.dumps(facts, indent=2) + "\n")
+        raise NonFiniteError(
+            f"{text}. The last checkpoint is intact and noise is keyed by step, so `{replay}` replays the failure; "
+            "to go on, start anew with a lower learning rate, a clip, or float32"
+        )
+
+    # -- state --------------------------------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Everything the next iteration depends on: tensors by group and name, and JSON-able facts."""
+        tensors: dict[str, dict[str, Tensor]] = {"rng": rng_state(), "method": self.method.state()}
+        for name, trained in self.trained.items():
+            tensors[name] = dict(trained.role.module.state_dict())
+            if trained.role.ema is not None:
+                tensors[f"{name}.ema"] = dict(trained.role.ema.state_dict())
+            tensors[f"{name}.optimizer"] = {
+                f"{param}/{key}": torch.as_tensor(value)
+                for param, p in zip(trained.names, trained.params, strict=True)
+                for key, value in trained.optimizer.state[p].items()
+            }
+        best = None if math.isinf(self.best_value) else self.best_value
+        facts = {"seconds": self.seconds, "best": best, "torch": torch.__version__, "history": self.history, **self.meta}
+        return tensors, facts
+
+    def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
+        """Continue after a checkpoint. Raises LimbeckError where its roles or parameters are not this method's."""
+        tensors = checkpoint.tensors
+        for name, trained in self.trained.items():
+            if name not in tensors:
+                raise unknown("role in the checkpoint", name, [k for k in tensors if "." not in k])
+            trained.role.module.load_state_dict(tensors[name])
+            if trained.role.ema is not None:
+                trained.role.ema.load_state_dict(tensors[f"{name}.ema"])
+            state = tensors[f"{name}.optimizer"]
+            for param, p in zip(trained.names, trained.params, strict=True):
+                mine = {k.removeprefix(f"{param}/"): v for k, v in state.items() if k.rpartition("/")[0] == param}
+                # optimizers keep their step counter on the CPU unless they are fused on another device
+                trained.optimizer.state[p] = {k: v if k == "step" else v.to(p.device) for k, v in mine.items()}
+                if not mine:
+                    del trained.optimizer.state[p]
+        self.method.load_state(tensors["method"])
+        self.step, self.seconds = checkpoint.step, float(checkpoint.meta["seconds"])
+        self.best_value = math.inf if checkpoint.meta["best"] is None else checkpoint.meta["best"]
+        self.history = [(int(step), dict(figures)) for step, figures in checkpoint.meta["history"]]
+        restore_rng(tensors["rng"])
+
+    def save(self, best: bool = False) -> None:
+        """Write a checkpoint of this step, if the run has a folder."""
+        if self.folder is not None:
+            tensors, meta = self.state()
+            checkpoints.save(self.folder / "checkpoints", self.step, tensors, meta, keep=self.options.keep, best=best)
+
+    # -- the run ------------------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Run to the last iteration. SIGINT and SIGTERM end the run between two iterations with a checkpoint."""
+        options, watch = self.options, Watch()
+        name, total = type(self.method).__name__, options.iterations
+        tracker = None
+        if self.folder is not None:
+            tracker = Tracker(self.folder, self.tensorboard, resume_from=self.step or None)
+            if self.step == 0:
+                self.save()
+        with _signals(self._note_signal), Progress(f"distil {name}", total, self.step, self.quiet) as progress:
+            try:
+                while self.step < total:
+                    start = time.perf_counter()
+                    figures = self.iterate()
+                    self.seconds += time.perf_counter() - start
+                    last = self.step == total
+                    for message in watch(self.step, figures):
+                        self.messages.append(message)
+                        progress.say(message)
+                    best = False
+                    if self.evaluate is not None and (last or _due(self.step, options.evaluate_every)):
+                        shown = self.evaluate(self.step)
+                        self.history.append((self.step, shown))
+                        figures |= shown
+                        best = self.best is not None and shown[self.best] < self.best_value
+                        self.best_value = min(self.best_value, shown[self.best]) if self.best else self.best_value
+                    if tracker is not None and (last or best or _due(self.step, options.log_every)):
+                        tracker.log(self.step, figures)
+                    progress.advance(self.step, figures)
+                    if last or best or _due(self.step, options.checkpoint_every) or self._signal is not None:
+                        self.save(best)
+                    if self._signal is not None and not last:
+                        self._stop(self._signal)
+            finally:
+                if tracker is not None:
+                    tracker.close()
+
+    def _note_signal(self, signum: int, frame: FrameType | None) -> None:
+        self._signal = signum
+
+    def _stop(self, signum: int) -> None:
+        where = f"; continue with `limbeck distill --resume {self.folder}`" if self.folder else ""
+        raise Interrupted(f"stopped by {signal.Signals(signum).name} after step {self.step}{where}", signum)
+
+
+def _names(update: Update) -> tuple[str, ...]:
+    return (update.roles,) if isinstance(update.roles, str) else update.roles
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+@contextmanager
+def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM go to the handler inside; only the main thread may set handlers, elsewhere nothing changes."""
+    before: dict[int, Any] = {}
+    try:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            before[signum] = signal.signal(signum, handler)
+    except ValueError:
+        pass
+    try:
+        yield
+    finally:
+        for signum, old in before.items():
+            signal.signal(signum, old)

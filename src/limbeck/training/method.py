@@ -1,0 +1,206 @@
+"""What the loop drives: a method is its paper's algorithm box written as a generator, and the roles it trains."""
+
+import copy
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.denoisers import Cond
+from limbeck.errors import LimbeckError, unknown
+from limbeck.training.keyed import Keyed, sample_order
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """How a role is trained. The learning rate is lr x warm-up x decay, a pure function of the iteration."""
+
+    lr: float = 1e-4
+    kind: Literal["adam", "adamw", "radam", "sgd"] = "adam"
+    betas: tuple[float, float] = (0.0, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup: int = 0
+    """Iterations of linear warm-up."""
+    decay: Literal["constant", "cosine", "linear"] = "constant"
+    final: float = 0.02
+    """Where cosine and linear decay end, as a share of lr."""
+    clip: float | None = None
+    """Largest norm of the role's gradient (None: not clipped)."""
+
+    def __post_init__(self):
+        if self.lr < 0 or self.warmup < 0 or (self.clip is not None and self.clip <= 0):
+            raise LimbeckError(f"lr={self.lr:g}, warmup={self.warmup} and clip={self.clip} must be positive (clip may be None)")
+
+    def lr_at(self, step: int, total: int) -> float:
+        """The learning rate of iteration ``step`` of ``total``."""
+        from limbeck.noise import ramp
+
+        warm = min((step + 1) / self.warmup, 1.0) if self.warmup else 1.0
+        if self.decay == "constant":
+            return self.lr * warm
+        return self.lr * warm * ramp(step, self.warmup, 1.0, self.final, total, self.decay)
+
+
+@dataclass(frozen=True)
+class EmaOptions:
+    """Weights averaged over iterations k = 1, 2, ...: e <- beta_k e + (1 - beta_k) w.
+
+    constant: beta = value. half_life: value iterations, never more than ``ramp`` of the run so far (SiD: 0.05).
+    power: beta = (1 - 1/k)^(1 + value) (EDM2, arXiv 2312.02696). inverse: 1 - beta = 1 / (1 + value k).
+    """
+
+    kind: Literal["constant", "half_life", "power", "inverse"] = "inverse"
+    value: float = 0.05
+    ramp: float | None = None
+
+    def decay(self, k: int) -> float:
+        """beta_k for k >= 1."""
+        if self.kind == "constant":
+            return self.value
+        if self.kind == "half_life":
+            life = self.value if self.ramp is None else min(self.value, self.ramp * k)
+            return 0.5 ** (1 / max(life, 1e-8))
+        if self.kind == "power":
+            return (1 - 1 / k) ** (1 + self.value)
+        if self.kind == "inverse":
+            return 1 - 1 / (1 + self.value * k)
+        raise unknown("EMA kind", self.kind, ["constant", "half_life", "inverse", "power"])
+
+
+class Role:
+    """A module with a part to play: trained (``optimizer`` given) or frozen, with or without an average of its weights."""
+
+    def __init__(self, module: nn.Module, optimizer: OptimizerOptions | None = None, ema: EmaOptions | None = None):
+        self.module, self.optimizer = module, optimizer
+        self.ema_options = ema
+        self.ema: nn.Module | None = None
+        if ema is not None:
+            self.ema = copy.deepcopy(module).requires_grad_(False).eval()
+        if optimizer is None:
+            module.requires_grad_(False).eval()
+
+    @property
+    def trained(self) -> bool:
+        return self.optimizer is not None
+
+    @property
+    def best(self) -> nn.Module:
+        """The averaged module where there is one, else the module."""
+        return self.module if self.ema is None else self.ema
+
+    @torch.no_grad()
+    def update_ema(self, k: int) -> None:
+        """Average the weights after iteration k = 1, 2, ...; buffers are copied."""
+        if self.ema is None or self.ema_options is None:
+            return
+        weight = 1 - self.ema_options.decay(k)
+        averages, weights = list(self.ema.parameters()), list(self.module.parameters())
+        torch._foreach_lerp_(averages, weights, weight)
+        for average, buffer in zip(self.ema.buffers(), self.module.buffers(), strict=True):
+            average.copy_(buffer)
+
+
+@dataclass(frozen=True)
+class Update:
+    """Yielded by a method: train these roles on this loss (backward, clipping, optimizer step), then come back."""
+
+    roles: str | tuple[str, ...]
+    loss: Tensor
+    logs: Mapping[str, Tensor | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Total:
+    """Yielded by a method: a sum over the whole batch, all micro-batches and ranks; the sum is sent back."""
+
+    value: Tensor
+
+
+class Source(Protocol):
+    """Training data: ``size`` rows; fetch(rows) -> (x (B, ...) or None, conditions)."""
+
+    size: int
+
+    def fetch(self, rows: Tensor) -> tuple[Tensor | None, Cond | None]: ...
+
+
+class TensorSource:
+    """Data in memory: x (N, ...) or None (conditions alone), cond name -> (N, ...)."""
+
+    def __init__(self, x: Tensor | None, cond: Cond | None = None):
+        sizes = {len(v) for v in [x, *(cond or {}).values()] if v is not None}
+        if len(sizes) != 1 or 0 in sizes:
+            raise LimbeckError(f"data and conditions must have one common, positive length, not {sorted(sizes)}")
+        self.x, self.cond, self.size = x, cond, sizes.pop()
+
+    def fetch(self, rows: Tensor) -> tuple[Tensor | None, Cond | None]:
+        x = None if self.x is None else self.x[rows]
+        return x, None if self.cond is None else {name: value[rows] for name, value in self.cond.items()}
+
+
+class Batch:
+    """One draw of samples: data x (or None), cond, and noise keyed by sample.
+
+    ``index`` (B,) are the samples' global numbers in the order of the run; sample n is row permutation(n // size)[n % size].
+    """
+
+    def __init__(self, source: Source, seed: int, step: int, index: Tensor, device: torch.device, stride: int = 0):
+        self.source, self.seed, self.step, self.index, self.device, self.stride = source, seed, step, index, device, stride
+        rows = sample_order(seed, int(index[0]), len(index), source.size)
+        x, cond = source.fetch(rows)
+        self.x = None if x is None else x.to(device)
+        self.cond = None if cond is None else {name: value.to(device) for name, value in cond.items()}
+        self.noise = Keyed(seed, step, index, device)
+
+    @property
+    def size(self) -> int:
+        return len(self.index)
+
+    def draw(self, i: int) -> "Batch":
+        """The i-th draw of this iteration, i < method.draws: other data, conditions and noise; draw 0 is this one."""
+        if i == 0:
+            return self
+        return Batch(self.source, self.seed, self.step, self.index + i * self.stride, self.device, self.stride)
+
+
+Step = Generator[Update | Total, Tensor | None, None]
+
+
+class Method:
+    """A distillation method: ``roles`` by name, and ``step``, one iteration. It owns nothing of the loop's."""
+
+    roles: dict[str, Role]
+    draws: int = 1
+    """How many batches of data one iteration uses (:meth:`Batch.draw`)."""
+
+    def step(self, batch: Batch) -> Step:
+        """One iteration, yielding updates and totals."""
+        raise NotImplementedError
+
+    def sampler(self, ema: bool = True) -> Callable[[Tensor, Cond | None, Callable[[int], Tensor]], Tensor]:
+        """The student as a function (z standard normal (B, ...), cond, fresh noise of step i) -> x."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors beside the roles' own that the next iteration depends on (running statistics)."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what :meth:`state` gave."""
+
+
+__all__ = [
+    "Batch",
+    "EmaOptions",
+    "Method",
+    "OptimizerOptions",
+    "Role",
+    "Source",
+    "Step",
+    "TensorSource",
+    "Total",
+    "Update",
+]
