@@ -1,1 +1,41 @@
-""""""
+"""Training: roles, the loop that drives a method's generator, checkpoints, averages, tracking. It knows no method."""
+
+from limbeck.training.checkpoints import Checkpoint, CheckpointError
+from limbeck.training.keyed import Keyed, sample_order
+from limbeck.training.loop import Interrupted, Loop, LoopOptions, NonFiniteError
+from limbeck.training.method import (
+    Batch,
+    EmaOptions,
+    Method,
+    OptimizerOptions,
+    Role,
+    Source,
+    Step,
+    TensorSource,
+    Total,
+    Update,
+)
+from limbeck.training.tracking import Tracker, read_metrics
+
+__all__ = [
+    "Batch",
+    "Checkpoint",
+    "CheckpointError",
+    "EmaOptions",
+    "Interrupted",
+    "Keyed",
+    "Loop",
+    "LoopOptions",
+    "Method",
+    "NonFiniteError",
+    "OptimizerOptions",
+    "Role",
+    "Source",
+    "Step",
+    "TensorSource",
+    "Total",
+    "Tracker",
+    "Update",
+    "read_metrics",
+    "sample_order",
+]

@@ -160,6 +160,7 @@ class Loop:
                 updated.add(name)
             for key in first.logs:
                 figures[key] = sum(float(y.logs[key]) * w for y, w in zip(updates, shares, strict=True))
+        self.method.finish(self.step)
         self.step += 1
         for name in updated:
             self.trained[name].role.update_ema(self.step)
@@ -326,11 +327,11 @@ def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
     before: dict[int, Any] = {}
     try:
         for signum in (signal.SIGINT, signal.SIGTERM):
-            before[signum] = signal.signal(signum, handler)
+            before[signum.value] = signal.signal(signum, handler)
     except ValueError:
         pass
     try:
         yield
     finally:
-        for signum, old in before.items():
-            signal.signal(signum, old)
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -97,7 +97,8 @@ class Role:
         if self.ema is None or self.ema_options is None:
             return
         weight = 1 - self.ema_options.decay(k)
-        averages, weights = list(self.ema.parameters()), list(self.module.parameters())
+        averages: list[Tensor] = [*self.ema.parameters()]
+        weights: list[Tensor] = [*self.module.parameters()]
         torch._foreach_lerp_(averages, weights, weight)
         for average, buffer in zip(self.ema.buffers(), self.module.buffers(), strict=True):
             average.copy_(buffer)
@@ -184,23 +185,12 @@ class Method:
         """The student as a function (z standard normal (B, ...), cond, fresh noise of step i) -> x."""
         raise NotImplementedError
 
+    def finish(self, step: int) -> None:
+        """Called once after iteration ``step`` (however many micro-batches it had): what follows the updates."""
+
     def state(self) -> dict[str, Tensor]:
         """Tensors beside the roles' own that the next iteration depends on (running statistics)."""
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore what :meth:`state` gave."""
-
-
-__all__ = [
-    "Batch",
-    "EmaOptions",
-    "Method",
-    "OptimizerOptions",
-    "Role",
-    "Source",
-    "Step",
-    "TensorSource",
-    "Total",
-    "Update",
-]

@@ -1,0 +1,99 @@
+"""What the few-step generators share: their ingredients, a student that is a rollout of a denoiser, and its sampler."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.denoisers import Cond, Denoiser
+from limbeck.errors import LimbeckError, unknown
+from limbeck.networks import Heads, candidate_layers
+from limbeck.noise import Process
+from limbeck.rules import Sample
+from limbeck.samplers import Rollout
+from limbeck.training import Batch, Method
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What a task gives a method: the teacher, the shape of a sample, and what the data can do.
+
+    ``example``: one small batch of data in the data's range, with its conditions. ``images``: is there real data for
+    training? ``network``: makes a new network F for students that do not start from the teacher.
+    """
+
+    teacher: Any
+    shape: tuple[int, ...]
+    example: Tensor
+    cond: Cond | None = None
+    images: bool = False
+    sigma_data: float = 0.5
+    network: Callable[[], nn.Module] | None = None
+
+
+def trained_copy(teacher: object) -> nn.Module:
+    """A copy of the teacher to be trained. Raises LimbeckError where the teacher is no module with parameters."""
+    if not isinstance(teacher, nn.Module) or not any(True for _ in teacher.parameters()):
+        raise LimbeckError(
+            f"students and critics start as copies of the teacher, but a {type(teacher).__name__} has no parameters to train; "
+            "give the task a student network, or wrap your network in limbeck.denoisers.Preconditioned"
+        )
+    return copy.deepcopy(teacher).requires_grad_(True)
+
+
+def discriminator_on(watched: Any, parts: Ingredients, layers: tuple[str, ...]) -> tuple[tuple[str, ...], Heads]:
+    """The tapped layers of a denoiser (its network's own choice if none are named) and new heads on them."""
+    x = parts.example[:2]
+    cond = None if parts.cond is None else {name: value[:2] for name, value in parts.cond.items()}
+    t = watched.process.time_of(torch.full((len(x),), 0.5, dtype=torch.float64))
+    shapes = candidate_layers(watched, (x, t, cond))
+    if not layers:
+        chosen = getattr(getattr(watched, "network", None), "feature_layers", ())
+        layers = tuple(f"network.{name}" for name in chosen)
+    if not layers:
+        raise LimbeckError(f"name the layers for the discriminator (gan_features); candidates: {', '.join(shapes)}")
+    for name in layers:
+        if name not in shapes:
+            raise unknown("feature layer", name, shapes)
+    return layers, Heads([shapes[name] for name in layers]).to(x)
+
+
+class Generator(Method):
+    """A student denoiser and its rollout over noise levels. Subclasses add roles and ``step``."""
+
+    def __init__(self, parts: Ingredients, sigmas: tuple[float, ...], student: nn.Module | None = None):
+        self.student: Any = trained_copy(parts.teacher) if student is None else student
+        self.process: Process = self.student.process
+        self.shape, self.sigma_data = parts.shape, parts.sigma_data
+        self.times = self.process.time_of(torch.tensor(sigmas, dtype=torch.float64))
+        low, high = self.process.t_min, self.process.t_max
+        if bool(((self.times < low) | (self.times > high)).any()):
+            raise LimbeckError(
+                f"the student's noise levels {sigmas} leave the schedule of the {type(self.process).__name__} process, "
+                f"whose times go from {low:g} to {high:g}; choose levels inside"
+            )
+        self.rollout = Rollout(self.process, tuple(self.times.tolist()))
+
+    def normal(self, batch: Batch, stream: str) -> Tensor:
+        """Standard normal noise (B, *shape), keyed by sample, in the student's dtype."""
+        return batch.noise.normal(stream, self.shape, next(self.student.parameters()).dtype)
+
+    def produce(self, batch: Batch, grad_step: int) -> Sample:
+        """Samples of the student whose step ``grad_step`` carries the gradient (earlier steps none)."""
+        z = self.normal(batch, "z")
+        noise = lambda i: self.normal(batch, f"renoise {i}")  # noqa: E731
+        return Sample(self.rollout(self.student, z, batch.cond, noise=noise, grad_step=grad_step).x, batch.cond)
+
+    def sampler(self, ema: bool = True, steps: int | None = None) -> Callable[..., Tensor]:
+        """The student as (z (B, ...) standard normal, cond, fresh noise of step i) -> x, with its first ``steps`` steps."""
+        denoiser: Denoiser = self.roles["student"].best if ema else self.student
+        rollout = self.rollout if steps is None else Rollout(self.process, tuple(self.times[:steps].tolist()))
+
+        @torch.no_grad()
+        def sample(z: Tensor, cond: Cond | None = None, noise: Callable[[int], Tensor] | None = None) -> Tensor:
+            return rollout(denoiser, z, cond, noise=noise).x
+
+        return sample
