@@ -268,16 +268,16 @@ class Loop:
 
     # -- the run ------------------------------------------------------------------------------------------------------
 
-    def train(self) -> None:
+    def train(self, title: str = "") -> None:
         """Run to the last iteration. SIGINT and SIGTERM end the run between two iterations with a checkpoint."""
         options, watch = self.options, Watch()
-        name, total = type(self.method).__name__, options.iterations
+        title, total = title or f"distil {type(self.method).__name__}", options.iterations
         tracker = None
         if self.folder is not None:
             tracker = Tracker(self.folder, self.tensorboard, resume_from=self.step or None)
             if self.step == 0:
                 self.save()
-        with _signals(self._note_signal), Progress(f"distil {name}", total, self.step, self.quiet) as progress:
+        with _signals(self._note_signal), Progress(title, total, self.step, self.quiet) as progress:
             try:
                 while self.step < total:
                     start = time.perf_counter()

@@ -1,0 +1,36 @@
+"""scikit-learn's 1,797 real digits, 8x8, ten classes: a class-conditional EDM teacher made in about a minute."""
+
+import torch
+from torch import Tensor
+
+from limbeck.denoisers import Cond, Preconditioned
+from limbeck.networks import ResidualMLP
+from limbeck.noise import VE
+from limbeck.tasks.digit_features import load_digit_features, load_digits
+from limbeck.tasks.task import Evaluator, Task
+from limbeck.tasks.teacher import TeacherOptions, cached_teacher
+from limbeck.training import TensorSource
+
+SHAPE = (1, 8, 8)
+SIGMA_DATA = 0.5
+
+
+def digits_evaluator(images: Tensor, labels: Tensor) -> Evaluator:
+    """7,188 samples, four per training label (exact class counts), in the library's frozen digit features."""
+    net = load_digit_features()
+
+    def accuracy(x: Tensor, cond: Cond) -> float:
+        with torch.no_grad():
+            return float((net.logits(x).argmax(1) == cond["label"]).double().mean())
+
+    return Evaluator(net.features, images, 4 * len(labels), {"label": labels.repeat(4)}, accuracy)
+
+
+def digits(seed: int = 0, quiet: bool = False, teacher: TeacherOptions = TeacherOptions()) -> Task:  # noqa: B008
+    """The task; trains its teacher at the first call and caches it. ``seed`` is the teacher's."""
+    images, labels = load_digits()
+    source = TensorSource(images, {"label": labels})
+    network = lambda: ResidualMLP(SHAPE, width=256, blocks=4, classes=10)  # noqa: E731
+    options = teacher if seed == teacher.seed else TeacherOptions(**{**vars(teacher), "seed": seed})
+    model, facts = cached_teacher("digits", lambda: Preconditioned(network(), VE(), "edm", SIGMA_DATA), source, options, quiet)
+    return Task("digits", model, source, SHAPE, digits_evaluator(images, labels), SIGMA_DATA, network, facts=facts)

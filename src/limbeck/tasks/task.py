@@ -1,0 +1,116 @@
+"""What is distilled: a task brings the teacher, the data, the conditions, and how students are judged."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.denoisers import Cond, Denoiser
+from limbeck.metrics import bootstrap_floor, frechet_distance
+from limbeck.noise import karras_grid
+from limbeck.samplers import heun
+from limbeck.training import Keyed, TensorSource
+
+Sampler = Callable[..., Tensor]  # (z standard normal (B, ...), cond, fresh noise of step i) -> x
+Figures = dict[str, float]
+EVALUATION_SEED = 2**31 - 1  # evaluation noise is its own stream, the same for every model
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Judges samplers by ``count`` samples against the real data.
+
+    ``features`` (N, ...) -> (N, D); ``real`` the data; ``cond`` the conditions of the samples asked for, ``count`` rows;
+    ``accuracy`` (x, cond) -> share of samples that show their condition (None: not known).
+    """
+
+    features: Callable[[Tensor], Tensor]
+    real: Tensor
+    count: int
+    cond: Cond | None = None
+    accuracy: Callable[[Tensor, Cond], float] | None = None
+    chunk: int = 1024
+
+    @cached_property
+    def reference(self) -> Tensor:
+        """The features of the real data."""
+        return self._features(self.real)
+
+    def _features(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([self.features(part) for part in x.split(self.chunk)])
+
+    @torch.no_grad()
+    def sample(self, sampler: Sampler, count: int | None = None, seed: int = EVALUATION_SEED) -> Tensor:
+        """``count`` samples (None: all), noise keyed by sample."""
+        count = self.count if count is None else count
+        parts = []
+        for index in torch.arange(count).split(self.chunk):
+            keyed = Keyed(seed, 0, index)
+            z = keyed.normal("z", tuple(self.real.shape[1:]), self.real.dtype)
+            cond = None if self.cond is None else {name: value[index] for name, value in self.cond.items()}
+            noise = lambda i, keyed=keyed, z=z: keyed.normal(f"renoise {i}", tuple(z.shape[1:]), z.dtype)  # noqa: E731
+            parts.append(sampler(z, cond, noise))
+        return torch.cat(parts)
+
+    def __call__(self, sampler: Sampler, nfe: int) -> Figures:
+        """nfe, frechet, accuracy (nan where not known) and images per second of a sampler."""
+        start = time.perf_counter()
+        x = self.sample(sampler)
+        seconds = time.perf_counter() - start
+        accuracy = float("nan") if self.accuracy is None or self.cond is None else self.accuracy(x, self.cond)
+        return {
+            "nfe": nfe,
+            "frechet": float(frechet_distance(self._features(x), self.reference)),
+            "accuracy": accuracy,
+            "images_per_second": self.count / seconds,
+        }
+
+    def noise_floor(self, repeats: int = 20) -> float:
+        """Median Frechet distance of as many real images, drawn with replacement: what a perfect model would get."""
+        if self.cond is not None and "label" in self.cond:
+            rows = [(self.cond["label"] == label).nonzero()[:, 0] for label in self.cond["label"].unique()]
+        else:
+            rows = [torch.arange(self.count)]
+        return bootstrap_floor(self.reference, rows, self.count, repeats)
+
+
+@dataclass(frozen=True)
+class Task:
+    """``teacher`` a denoiser module; ``source`` the training data; ``network`` makes new networks of the teacher's kind."""
+
+    name: str
+    teacher: Any
+    source: TensorSource
+    shape: tuple[int, ...]
+    evaluator: Evaluator
+    sigma_data: float
+    network: Callable[[], nn.Module]
+    teacher_nodes: int = 18
+    """Nodes of the teacher's Heun sampler: 2 n - 1 network calls."""
+    sigmas: tuple[float, float] = (0.002, 80.0)
+    """The noise levels that the teacher's sampler goes through, lowest and highest."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What there is to say about the teacher: where it came from, how long it took."""
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Method options that suit the task better than the method's own defaults, by method."""
+
+    def teacher_sampler(self, nodes: int) -> Sampler:
+        """The teacher under Heun's method with ``nodes`` noise levels (1: one call at the highest)."""
+        return heun_sampler(self.teacher, nodes, *self.sigmas)
+
+
+def heun_sampler(denoiser: Denoiser, nodes: int, low: float, high: float) -> Sampler:
+    """A denoiser under Heun's method on ``nodes`` Karras noise levels of sigma, in any process: 2 nodes - 1 calls."""
+    process = denoiser.process
+    times = process.time_of(karras_grid(nodes, low, high))
+
+    @torch.no_grad()
+    def sample(z: Tensor, cond: Cond | None = None, noise: Callable[[int], Tensor] | None = None) -> Tensor:
+        return heun(denoiser, process.s(times[:1]).to(z) * z, times, cond)
+
+    return sample
