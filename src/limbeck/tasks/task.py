@@ -72,11 +72,9 @@ class Evaluator:
 
     def noise_floor(self, repeats: int = 20) -> float:
         """Median Frechet distance of as many real images, drawn with replacement: what a perfect model would get."""
-        if self.cond is not None and "label" in self.cond:
-            rows = [(self.cond["label"] == label).nonzero()[:, 0] for label in self.cond["label"].unique()]
-        else:
-            rows = [torch.arange(self.count)]
-        return bootstrap_floor(self.reference, rows, self.count, repeats)
+        copies = max(self.count // len(self.real), 1)
+        labels = None if self.cond is None or "label" not in self.cond else self.cond["label"][: len(self.real)]
+        return bootstrap_floor(self.reference, frechet_distance, repeats, 0, labels=labels, copies=copies)
 
 
 @dataclass(frozen=True)
