@@ -17,7 +17,7 @@ SIGMA_DATA = 0.5
 
 def digits_evaluator(images: Tensor, labels: Tensor) -> Evaluator:
     """7,188 samples, four per training label (exact class counts), in the library's frozen digit features."""
-    net = load_digit_features()
+    net = load_digit_features().to(images)
 
     def accuracy(x: Tensor, cond: Cond) -> float:
         with torch.no_grad():
@@ -26,11 +26,16 @@ def digits_evaluator(images: Tensor, labels: Tensor) -> Evaluator:
     return Evaluator(net.features, images, 4 * len(labels), {"label": labels.repeat(4)}, accuracy)
 
 
-def digits(seed: int = 0, quiet: bool = False, teacher: TeacherOptions = TeacherOptions()) -> Task:  # noqa: B008
+def digits(
+    seed: int = 0, *, device: str = "cpu", dtype: str = "float32", quiet: bool = False, teacher: TeacherOptions | None = None
+) -> Task:
     """The task; trains its teacher at the first call and caches it. ``seed`` is the teacher's."""
     images, labels = load_digits()
     source = TensorSource(images, {"label": labels})
     network = lambda: ResidualMLP(SHAPE, width=256, blocks=4, classes=10)  # noqa: E731
     options = teacher if seed == teacher.seed else TeacherOptions(**{**vars(teacher), "seed": seed})
     model, facts = cached_teacher("digits", lambda: Preconditioned(network(), VE(), "edm", SIGMA_DATA), source, options, quiet)
-    return Task("digits", model, source, SHAPE, digits_evaluator(images, labels), SIGMA_DATA, network, facts=facts)
+    real = images.to(device, getattr(torch, dtype))
+    evaluator = digits_evaluator(real, labels.to(device))
+    placed = TensorSource(images.to(real.dtype), {"label": labels})
+    return Task("digits", model.to(real), placed, SHAPE, evaluator, SIGMA_DATA, network, facts=facts)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -50,12 +50,26 @@ class Evaluator:
         count = self.count if count is None else count
         parts = []
         for index in torch.arange(count).split(self.chunk):
-            keyed = Keyed(seed, 0, index)
+            keyed = Keyed(seed, 0, index, self.real.device)
             z = keyed.normal("z", tuple(self.real.shape[1:]), self.real.dtype)
-            cond = None if self.cond is None else {name: value[index] for name, value in self.cond.items()}
+            cond = None if self.cond is None else {name: value[index.to(value.device)] for name, value in self.cond.items()}
             noise = lambda i, keyed=keyed, z=z: keyed.normal(f"renoise {i}", tuple(z.shape[1:]), z.dtype)  # noqa: E731
             parts.append(sampler(z, cond, noise))
         return torch.cat(parts)
+
+    def pictures(self, columns: int, rows: int, sampler: Sampler | None = None) -> Tensor:
+        """rows x columns images, row by row, a column a class where there are labels: real ones, or a sampler's."""
+        count = rows * columns
+        if self.cond is None or "label" not in self.cond:
+            return self.real[:count] if sampler is None else self.sample(sampler, count)
+        labels = self.cond["label"]
+        classes = labels.unique()
+        members = [(labels == classes[i % len(classes)]).nonzero()[:, 0] for i in range(columns)]
+        index = torch.stack([m[torch.arange(rows) % len(m)] for m in members], 1).flatten()
+        if sampler is None:
+            return self.real[index % len(self.real)]
+        cond = {name: value[index] for name, value in self.cond.items()}
+        return replace(self, cond=cond, count=count).sample(sampler)
 
     def __call__(self, sampler: Sampler, nfe: int) -> Figures:
         """nfe, frechet, accuracy (nan where not known) and images per second of a sampler."""
@@ -96,6 +110,14 @@ class Task:
     """What there is to say about the teacher: where it came from, how long it took."""
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Method options that suit the task better than the method's own defaults, by method."""
+
+    def judged_teacher(self, nodes: int) -> Figures:
+        """The teacher's figures under Heun's method with ``nodes`` noise levels."""
+        return self.evaluator(self.teacher_sampler(nodes), 2 * nodes - 1)
+
+    def pictures(self, columns: int, sampler: Sampler | None = None, rows: int = 8) -> Tensor:
+        """rows x columns images to look at, a column a class where there are labels: real ones, or a sampler's."""
+        return self.evaluator.pictures(columns, rows, sampler)
 
     def teacher_sampler(self, nodes: int) -> Sampler:
         """The teacher under Heun's method with ``nodes`` noise levels (1: one call at the highest)."""
