@@ -32,9 +32,7 @@ HEAVY = {
 
 
 def test_import_pulls_in_nothing_heavy():
-    program = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import limbeck; print(limbeck.__file__, *sys.modules)"
-    )
+    program = "import sys; sys.path[:0] = sys.argv[1:]; import limbeck; print(limbeck.__file__, *sys.modules)"
     done = subprocess.run([sys.executable, "-c", program, SOURCE], check=True, capture_output=True, text=True)
     file, *modules = done.stdout.split("\n")[0].split(" ")
     assert Path(file) == SOURCE / "limbeck" / "__init__.py"
