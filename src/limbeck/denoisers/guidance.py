@@ -51,4 +51,4 @@ class ClassifierFree:
         inside = (sigma >= self.interval[0]) & (sigma <= self.interval[1])
         if not bool(inside.any()):
             return self.denoiser(x_t, t, cond)
-        return guided(self.denoiser, x_t, t, cond, torch.where(inside, self.w, 1.0))
+        return guided(self.denoiser, x_t, t, cond, 1 + (self.w - 1) * inside.double())

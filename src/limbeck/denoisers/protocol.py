@@ -92,7 +92,8 @@ def check_denoiser(denoiser: object, x: Tensor, cond: Cond | None = None, gradie
     t = process.time_of(torch.full((x.shape[0],), 0.5, dtype=torch.float64, device=x.device))
     x_t = process.add_noise(x, torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x), t)
     x_t = x_t.detach().requires_grad_(gradients)
-    out = denoiser(x_t, t, cond)
+    with torch.set_grad_enabled(gradients):
+        out = denoiser(x_t, t, cond)
     found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
     if found != tuple(x.shape):
         raise LimbeckError(
@@ -101,8 +102,9 @@ def check_denoiser(denoiser: object, x: Tensor, cond: Cond | None = None, gradie
         )
     if not bool(torch.isfinite(out).all()):
         raise LimbeckError("the teacher answered non-finite values at sigma = 0.5; check its weights and its prediction type")
-    if gradients and not out.requires_grad:
+    if gradients and (not out.requires_grad or torch.autograd.grad(out.sum(), x_t, allow_unused=True)[0] is None):
         raise LimbeckError(
-            "no gradient reaches the teacher's input (it runs under no_grad or inference_mode, or is quantised); this method "
-            "back-propagates through the teacher: remove the decorator or choose a method without that need, e.g. dmd"
+            "no gradient reaches the teacher's input (it runs under no_grad or inference_mode, detaches its input, or is "
+            "quantised); this method back-propagates through the teacher: remove the decorator or choose a method without "
+            "that need, e.g. dmd"
         )

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from limbeck.errors import ConversionError, unknown
+from limbeck.errors import ConversionError, LimbeckError, unknown
 
 Prediction = Literal["x0", "eps", "v", "velocity", "score"]
 PREDICTIONS: tuple[Prediction, ...] = ("x0", "eps", "v", "velocity", "score")
@@ -18,7 +18,12 @@ SMALLEST = 1e-4  # below it, dividing by a signal or noise level has no trustwor
 
 
 def spread(coefficient: Tensor, x: Tensor) -> Tensor:
-    """A coefficient of shape (), (B,) or (B, L) in the dtype and device of x, broadcastable over x."""
+    """A coefficient of shape (), (B,) or (B, L) in the dtype and device of x, broadcastable over x.
+
+    Raises LimbeckError for integer x, where every coefficient would be cut to 0 or 1.
+    """
+    if not (x.is_floating_point() or x.is_complex()):
+        raise LimbeckError(f"noise needs floating-point data, not {x.dtype}; scale it to its range first, e.g. x / 127.5 - 1")
     shaped = coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim)) if coefficient.ndim else coefficient
     return shaped.to(x)
 
@@ -62,8 +67,18 @@ class Process:
         return self.s(t) / self.a(t)
 
     def match(self, t: Tensor, other: "Process") -> Tensor:
-        """The time of ``other`` that has the signal-to-noise ratio of this process at t."""
-        return other.time_of(self.sigma(t))
+        """The time of ``other`` that has the signal-to-noise ratio of this process at t, inside its range or beyond.
+
+        Raises ConversionError where ``other`` has no such time (no signal at all in VE; less noise than ResShift's least).
+        """
+        u = other.time_of(self.sigma(t))
+        angle, found = (torch.atan2(p.s(at), p.a(at)) for p, at in ((self, t), (other, u)))
+        if not bool((torch.isfinite(u) & torch.isclose(found, angle, rtol=1e-6, atol=0)).all()):
+            raise ConversionError(
+                f"{type(other).__name__} has no time with the noise-to-signal ratio {_range(self.sigma(t))} of "
+                f"{type(self).__name__} at times {_range(t)}; keep the times inside the range of both"
+            )
+        return u
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """x_t = a(t) x0 + s(t) eps + d(t) y, shape of x0."""
@@ -76,7 +91,7 @@ class Process:
         step is d_to - a d_from. Raises ConversionError where no signal is left at t_from or t_to is less noisy.
         """
         a_from = self._divisor(self.a(t_from), "a", t_from)
-        ratio = self.sigma(t_from) / self.sigma(t_to)
+        ratio = (self.sigma(t_from) / self.sigma(t_to)).nan_to_num(nan=1.0, posinf=torch.inf)  # 0 / 0: no noise, no step
         if bool((ratio > 1 + 1e-12).any()):
             raise ConversionError(
                 f"a transition goes towards more noise, but times {_range(t_to)} are less noisy than "
@@ -94,26 +109,32 @@ class Process:
         x_t = spread(a, x) * x + spread(s, x) * eps
         return x_t if y is None else x_t + spread(self.d(t) - a * self.d(level), x) * y
 
-    def posterior(self, x_t: Tensor, x0: Tensor, t: Tensor, t_to: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean (shape of x_t) and standard deviation (shape of t) of q(x_to | x_t, x_0), t_to less noisy than t."""
+    def posterior(self, x_t: Tensor, x0: Tensor, t: Tensor, t_to: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean (shape of x_t) and standard deviation (shape of t) of q(x_to | x_t, x_0, y), t_to less noisy than t.
+
+        Bayes' rule for the Markov chain of :meth:`transition`. Raises ConversionError where s(t) < 1e-4.
+        """
         a, s = self.transition(t_to, t)
-        var_t = self.s(t) ** 2
-        from_t, from_0 = a * self.s(t_to) ** 2 / var_t, self.a(t_to) * s**2 / var_t
-        return spread(from_t, x_t) * x_t + spread(from_0, x_t) * x0, self.s(t_to) * s / self.s(t)
+        s_t, s_to = self._divisor(self.s(t), "s", t), self.s(t_to)
+        from_t, from_0 = a * (s_to / s_t) ** 2, (s / s_t) ** 2
+        clean = self._drifted(spread(self.a(t_to), x_t) * x0, t_to, y, +1.0)  # mean of x_to given x_0
+        back = x_t if y is None else x_t - spread(self.d(t) - a * self.d(t_to), x_t) * y
+        return spread(from_t, x_t) * back + spread(from_0, x_t) * clean, s_to * s / s_t
 
     def convert(
         self,
         value: Tensor,
         x_t: Tensor,
         t: Tensor,
-        source: Prediction,
-        target: Prediction,
+        source: str,
+        target: str,
         y: Tensor | None = None,
     ) -> Tensor:
         """Turn one prediction about x_t into another.
 
-        x0 and eps with x_t = a x0 + s eps; v = a eps - s x0; velocity = dx_t/dt = da x0 + ds eps; score = -eps / s.
-        Exact to 1e-10 relative in float64; raises ConversionError where it would divide by a or s below 1e-4.
+        x0 and eps with x_t = a x0 + s eps (+ d y); v = a eps - s x0; velocity = dx_t/dt = da x0 + ds eps (+ dd y);
+        score = -eps / s. Exact to 1e-10 relative in float64. Raises ConversionError where it would divide by a or s below
+        1e-4, or for a velocity where the process has none (da or ds infinite, e.g. VP at t = 0).
         """
         for name in (source, target):
             if name not in PREDICTIONS:
@@ -134,10 +155,11 @@ class Process:
         x0 = self._x0(value, x, t, a, s, source)
         if target == "v":
             return spread(a, x) * eps - spread(s, x) * x0
+        self._determinant(t, a, s)
         velocity = spread(self.da(t), x) * x0 + spread(self.ds(t), x) * eps
         return velocity if y is None else velocity + spread(self.dd(t), x) * y
 
-    def _x0(self, value: Tensor, x: Tensor, t: Tensor, a: Tensor, s: Tensor, source: Prediction) -> Tensor:
+    def _x0(self, value: Tensor, x: Tensor, t: Tensor, a: Tensor, s: Tensor, source: str) -> Tensor:
         if source == "x0":
             return value
         if source == "v":
@@ -149,7 +171,7 @@ class Process:
         a = self._divisor(a, "a", t)
         return (x - spread(s, x) * value if source == "eps" else x + spread(s**2, x) * value) / spread(a, x)
 
-    def _eps(self, value: Tensor, x: Tensor, t: Tensor, a: Tensor, s: Tensor, source: Prediction) -> Tensor:
+    def _eps(self, value: Tensor, x: Tensor, t: Tensor, a: Tensor, s: Tensor, source: str) -> Tensor:
         if source == "eps":
             return value
         if source == "score":
@@ -163,13 +185,15 @@ class Process:
         return (x - spread(a, x) * value) / spread(self._divisor(s, "s", t), x)
 
     def _determinant(self, t: Tensor, a: Tensor, s: Tensor) -> Tensor:
-        return self._divisor(a * self.ds(t) - s * self.da(t), "a ds - s da", t)
+        da, ds = self.da(t), self.ds(t)
+        speed = torch.hypot(da, ds)  # the bound must not depend on the unit of time
+        return self._divisor((a * ds - s * da) / speed, "(a ds - s da) / |(da, ds)|", t) * speed
 
     def _drifted(self, x: Tensor, t: Tensor, y: Tensor | None, sign: float) -> Tensor:
         return x if y is None else x + sign * spread(self.d(t), x) * y
 
     def _divisor(self, value: Tensor, name: str, t: Tensor) -> Tensor:
-        if bool((value.abs() < SMALLEST).any()):
+        if not bool((value.abs() >= SMALLEST).all()):  # nan included
             raise ConversionError(
                 f"{type(self).__name__}: cannot divide by {name} = {value.abs().min().item():.3g} at "
                 f"times {_range(t)}; conversions need {name} >= {SMALLEST:g}, so keep the time away from that end"

@@ -1,13 +1,13 @@
-"""The processes: variance exploding and preserving, DDPM tables, rectified flow, TrigFlow, residual shifting."""
+"""The continuous processes (variance exploding and preserving, flows, residual shifting) and the table of them all."""
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from limbeck.errors import LimbeckError, unknown
+from limbeck.noise.ddpm import DDPM
 from limbeck.noise.process import Process
 
 
@@ -100,87 +100,10 @@ class CosineVP(Process):
         return -self.a(t) * self.da(t) / self.s(t)
 
     def time_of(self, sigma: Tensor) -> Tensor:
-        cos2 = math.cos(self._theta0) ** 2 / (1 + sigma.double() ** 2)
-        theta = torch.atan2(torch.sqrt(1 - cos2), torch.sqrt(cos2))
+        sigma = sigma.double()  # tan(theta)^2 = (sigma^2 + sin(theta0)^2) / cos(theta0)^2
+        slope = torch.sqrt(sigma**2 + math.sin(self._theta0) ** 2) / math.cos(self._theta0)
+        theta = torch.atan(slope)
         return theta * (1 + self.offset) / (math.pi / 2) - self.offset
-
-
-@dataclass(frozen=True)
-class DDPM(Process):
-    """Discrete DDPM tables: variance preserving, t = index 0..steps-1.
-
-    Between indices ln(s/a) is interpolated linearly.
-    ``betas``: "linear", "scaled_linear" (Stable Diffusion), "cosine"; or give ``alphas_cumprod`` itself.
-    """
-
-    betas: str = "linear"
-    steps: int = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
-    alphas_cumprod: tuple[float, ...] | None = None
-
-    def __post_init__(self):
-        if self.betas not in (names := ("linear", "scaled_linear", "cosine")):
-            raise unknown("beta schedule", self.betas, names)
-        table = self.table
-        if len(table) < 2 or not bool((table[1:] < table[:-1]).all()) or table[0] >= 1 or table[-1] < 0:
-            raise LimbeckError("alphas_cumprod must decrease strictly within [0, 1); check the order of the table")
-
-    @property
-    def t_min(self) -> float:  # type: ignore[override]
-        return 0.0
-
-    @property
-    def t_max(self) -> float:  # type: ignore[override]
-        return float(len(self.table) - 1)
-
-    @cached_property
-    def table(self) -> Tensor:
-        """alphas_cumprod = a^2 at every index, float64."""
-        if self.alphas_cumprod is not None:
-            return torch.tensor(self.alphas_cumprod, dtype=torch.float64)
-        if self.betas == "cosine":
-            f = [math.cos((i / self.steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(self.steps + 1)]
-            betas = torch.tensor([min(1 - f[i + 1] / f[i], 0.999) for i in range(self.steps)], dtype=torch.float64)
-        elif self.betas == "linear":
-            betas = torch.linspace(self.beta_start, self.beta_end, self.steps, dtype=torch.float64)
-        else:
-            betas = torch.linspace(self.beta_start**0.5, self.beta_end**0.5, self.steps, dtype=torch.float64) ** 2
-        return torch.cumprod(1 - betas, 0)
-
-    @cached_property
-    def _log_sigma(self) -> Tensor:
-        return torch.log1p(-self.table) / 2 - torch.log(self.table) / 2
-
-    def _segment(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        knots = self._log_sigma.to(t.device)
-        i = t.double().floor().long().clamp(0, len(knots) - 2)
-        return t.double() - i, knots[i], knots[i + 1]
-
-    def _log_sigma_at(self, t: Tensor) -> Tensor:
-        w, low, high = self._segment(t)
-        return torch.where(w == 0, low, torch.where(w == 1, high, low + w * (high - low)))
-
-    def _slope(self, t: Tensor) -> Tensor:
-        _, low, high = self._segment(t)
-        return high - low
-
-    def a(self, t: Tensor) -> Tensor:
-        return torch.sqrt(torch.sigmoid(-2 * self._log_sigma_at(t)))
-
-    def s(self, t: Tensor) -> Tensor:
-        return torch.sqrt(torch.sigmoid(2 * self._log_sigma_at(t)))
-
-    def da(self, t: Tensor) -> Tensor:
-        return -self.a(t) * self.s(t) ** 2 * self._slope(t)
-
-    def ds(self, t: Tensor) -> Tensor:
-        return self.s(t) * self.a(t) ** 2 * self._slope(t)
-
-    def time_of(self, sigma: Tensor) -> Tensor:
-        knots, value = self._log_sigma.to(sigma.device), torch.log(sigma.double())
-        i = (torch.searchsorted(knots, value.contiguous()) - 1).clamp(0, len(knots) - 2)
-        return i + (value - knots[i]) / (knots[i + 1] - knots[i])
 
 
 @dataclass(frozen=True)
@@ -194,6 +117,10 @@ class RectifiedFlow(Process):
     shift: float = 1.0
     t_min: float = 1e-3
     t_max: float = 1.0
+
+    def __post_init__(self):
+        if not self.shift > 0:
+            raise LimbeckError(f"the flow shift must be positive, not {self.shift:g}; 1 is the plain process")
 
     def a(self, t: Tensor) -> Tensor:
         return (1 - t.double()) / (1 + (self.shift - 1) * t.double())
@@ -240,6 +167,8 @@ class ResShift(Process):
     """Residual shifting x_t = (1 - eta) x0 + eta y + kappa sqrt(eta) e towards a known y (arXiv 2307.12348).
 
     sqrt(eta_t) = start (end / start)^((t / (steps - 1))^power), start = min_noise / kappa; t in [0, steps - 1].
+    Marginals are the paper's. transition() and posterior() are those of the chain that is Markov given y alone; the
+    paper's chain adds (eta_t - eta_s) (y - x0), so its steps need x0.
     """
 
     steps: int = 15
@@ -248,6 +177,10 @@ class ResShift(Process):
     end: float = 0.99
     power: float = 0.3
     t_min: float = 0.0
+
+    def __post_init__(self):
+        if self.steps < 2:
+            raise LimbeckError(f"residual shifting needs at least 2 steps, not {self.steps}")
 
     @property
     def t_max(self) -> float:  # type: ignore[override]
@@ -300,7 +233,9 @@ PROCESSES: dict[str, type[Process]] = {
 
 def process_config(process: Process) -> dict:
     """A process as a JSON-able mapping {"kind": ..., option: value}; the inverse of :func:`build_process`."""
-    kind = next(name for name, cls in PROCESSES.items() if cls is type(process))
+    kind = next((name for name, cls in PROCESSES.items() if cls is type(process)), None)
+    if kind is None:
+        raise unknown("process", type(process).__name__, [cls.__name__ for cls in PROCESSES.values()])
     return {"kind": kind, **{name: getattr(process, name) for name in type(process).__dataclass_fields__}}  # type: ignore[attr-defined]
 
 

@@ -3,8 +3,10 @@
 Laws of the noise-to-signal ratio sigma = s/a serve every process through :class:`InSigma`. All values are float64.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -14,11 +16,20 @@ from limbeck.noise.grids import shift_times
 from limbeck.noise.process import Process
 
 TimeLaw = Callable[[Tensor], Tensor]
+_BELOW_ONE = 1 - 2.0**-53
 
 
 def _normal(u: Tensor) -> Tensor:
     u = u.double()  # keep the quantile finite at u = 0
     return torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12))
+
+
+def _edges(weights: Sequence[float], count: int) -> list[float]:
+    """Where u passes from one of ``count`` items to the next."""
+    total = sum(weights)
+    if len(weights) != count or count == 0 or min(weights) < 0 or not 0 < total < math.inf:
+        raise LimbeckError(f"{count} items need {count} weights >= 0 with a positive sum, not {tuple(weights)}")
+    return [part / total for part in accumulate(weights)][:-1]
 
 
 @dataclass(frozen=True)
@@ -110,9 +121,14 @@ class Choice:
     values: tuple[float, ...]
     weights: tuple[float, ...] | None = None
 
+    def __post_init__(self):
+        self._edges()
+
+    def _edges(self) -> list[float]:
+        return _edges(self.weights if self.weights is not None else [1.0] * len(self.values), len(self.values))
+
     def __call__(self, u: Tensor) -> Tensor:
-        weights = torch.tensor(self.weights or [1.0] * len(self.values), dtype=torch.float64, device=u.device)
-        edges = torch.cumsum(weights / weights.sum(), 0)[:-1]
+        edges = torch.tensor(self._edges(), dtype=torch.float64, device=u.device)
         index = torch.searchsorted(edges, u.double().contiguous(), right=True)
         return torch.tensor(self.values, dtype=torch.float64, device=u.device)[index]
 
@@ -124,13 +140,16 @@ class Mixture:
     laws: tuple[TimeLaw, ...]
     weights: tuple[float, ...]
 
+    def __post_init__(self):
+        _edges(self.weights, len(self.laws))
+
     def __call__(self, u: Tensor) -> Tensor:
-        total, start, t = sum(self.weights), 0.0, torch.zeros_like(u, dtype=torch.float64)
-        for law, weight in zip(self.laws, self.weights, strict=True):
-            share = weight / total
-            inside = (u.double() >= start) & (u.double() < start + share)
-            t = torch.where(inside, law(((u.double() - start) / share).clamp(0, 1)), t)
-            start += share
+        u = u.double()
+        t = torch.full_like(u, torch.nan)
+        edges = [0.0, *_edges(self.weights, len(self.laws)), 1.0]
+        for law, low, high in zip(self.laws, edges, edges[1:], strict=False):
+            if high > low:  # each law overwrites its predecessors from its own edge on
+                t = torch.where(u >= low, law(((u - low) / (high - low)).clamp(0, _BELOW_ONE)), t)
         return t
 
 
