@@ -5,7 +5,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from limbeck.version import __version__
+
 __all__ = ["Run", "__version__", "distill"]
 
 if TYPE_CHECKING:

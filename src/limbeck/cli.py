@@ -9,9 +9,9 @@ from dataclasses import field as make_field
 from pathlib import Path
 from typing import Annotated, Any
 
-from limbeck import __version__
 from limbeck.errors import LimbeckError, unknown
 from limbeck.methods import METHODS, find, preset_of
+from limbeck.version import __version__
 
 USAGE = f"""limbeck {__version__}: distil a slow teacher into a fast student
 
@@ -28,8 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 (a claim failed), 2 (a user's error), 130 (interrupted)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands = {
-        "methods": methods, "distill": distill, "sample": sample, "evaluate": evaluate, "reproduce": reproduce, "report": report,
-    }  # fmt: skip
+        "methods": methods,
+        "distill": distill,
+        "sample": sample,
+        "evaluate": evaluate,
+        "reproduce": reproduce,
+        "report": report,
+    }
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0

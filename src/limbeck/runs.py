@@ -16,7 +16,6 @@ import torch
 import yaml
 from torch import Tensor
 
-from limbeck import __version__
 from limbeck.denoisers import Denoiser, Preconditioned, save_denoiser
 from limbeck.errors import LimbeckError
 from limbeck.methods import find, preset_of
@@ -25,6 +24,7 @@ from limbeck.tasks import Task, build_task
 from limbeck.training import Loop, LoopOptions
 from limbeck.training.checkpoints import load as load_checkpoint
 from limbeck.training.options import changed, options_from_dict, options_to_dict
+from limbeck.version import __version__
 
 FORMAT = 1
 EVALUATIONS = 6  # evaluations of the student along a run, the last one at its end
