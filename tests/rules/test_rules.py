@@ -1,0 +1,237 @@
+"""Score rules against closed forms, quadrature and finite differences."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from limbeck.denoisers import InProcess
+from limbeck.errors import LimbeckError
+from limbeck.noise import VE, RectifiedFlow
+from limbeck.rules import (
+    DIVERGENCES,
+    DistributionMatching,
+    Sample,
+    ScoreIdentity,
+    density_ratio,
+    divergence,
+    frozen,
+    input_gradient,
+    surrogate,
+)
+
+F64 = torch.float64
+
+
+class Gaussian(nn.Module):
+    """The exact denoiser of N(mean, std^2) in any process, its two numbers as parameters."""
+
+    def __init__(self, mean=0.0, std=1.0, process=None, null=None):
+        super().__init__()
+        self.mean, self.std = nn.Parameter(torch.tensor(mean, dtype=F64)), nn.Parameter(torch.tensor(std, dtype=F64))
+        self.process, self.null, self.calls = process or VE(), null, 0
+
+    def forward(self, x, t, cond=None):
+        self.calls += 1
+        a, s = self.process.a(t)[:, None], self.process.s(t)[:, None]
+        mean = self.mean if cond is None else self.mean + cond["label"][:, None]
+        return mean + a * self.std**2 / (a**2 * self.std**2 + s**2) * (x - a * mean)
+
+
+def test_surrogate_has_the_pull_as_its_gradient():
+    x = torch.randn(4, 3, 2, dtype=F64, requires_grad=True)
+    g = torch.randn(4, 3, 2, dtype=F64, requires_grad=True)
+    surrogate(x, g).backward()
+    torch.testing.assert_close(x.grad, g.detach() / x.numel(), rtol=0, atol=0)
+    assert g.grad is None and float(x.grad.abs().min()) > 0
+
+
+def test_score_identity_matches_its_closed_form():
+    # data N(0,1), VE, x = theta z, exact critic: dL/dtheta = -2 theta A s^2/(theta^2+s^2) + 2 (1-alpha) theta A^2
+    theta, s, alpha = 0.6, 0.7, 1.2
+    z = math.sqrt(2) * torch.erfinv(torch.linspace(-1, 1, 2003, dtype=F64)[1:-1])
+    z, e = [v.reshape(-1, 1) for v in torch.meshgrid(z[::4], z[::4], indexing="ij")]
+    w = torch.ones_like(z)
+    z, e = z / z.square().mean().sqrt(), e / e.square().mean().sqrt()  # a quadrature of the normal, exact to second order
+    x = theta * z
+    rule = ScoreIdentity(Gaussian(), Gaussian(std=theta), alpha=alpha, weight="none")
+    pull = rule(Sample(x), torch.full((len(x),), s, dtype=F64), e)
+    measured = float((w * pull.gradient * z).mean())
+    a_f, a_t = theta**2 / (theta**2 + s**2), 1 / (1 + s**2)
+    gap = a_f - a_t
+    exact = -2 * theta * gap * s**2 / (theta**2 + s**2) + 2 * (1 - alpha) * theta * gap**2
+    assert exact == pytest.approx(-0.1860, abs=1e-4) or exact == pytest.approx(0.1860, abs=1e-4)
+    assert measured == pytest.approx(exact, abs=1e-10)
+
+
+def test_projection_identity_of_the_exact_critic():
+    torch.manual_seed(0)
+    x = 0.6 * torch.randn(200_000, 1, dtype=F64)
+    t, e = torch.full((len(x),), 0.7, dtype=F64), torch.randn_like(x)
+    exact = DistributionMatching(Gaussian(), Gaussian(std=0.6))(Sample(x), t, e).logs["critic_lag"]
+    behind = DistributionMatching(Gaussian(), Gaussian(std=0.9))(Sample(x), t, e).logs["critic_lag"]
+    assert float(exact) < 0.01 < 0.1 < float(behind)
+
+
+def test_score_identity_is_the_gradient_of_its_loss():
+    torch.manual_seed(1)
+    teacher, critic = Gaussian(0.3, 1.0), Gaussian(-0.2, 0.7)
+    x, e, t = torch.randn(5, 3, dtype=F64), torch.randn(5, 3, dtype=F64), torch.rand(5, dtype=F64) + 0.3
+    for alpha in (1.0, 1.2):
+        pull = ScoreIdentity(teacher, critic, alpha=alpha)(Sample(x), t, e)
+
+        def loss(y, alpha=alpha):
+            y_t = y + t[:, None] * e
+            d_t, d_f = teacher(y_t, t), critic(y_t, t)
+            x_t = x + t[:, None] * e
+            w = 1 / (x - teacher(x_t, t)).abs().mean(1)  # no gradient through the weight
+            delta = d_t - d_f
+            short = delta * (d_f - y)
+            return float((w[:, None] * (short if alpha == 1.0 else delta * ((d_t - y) - alpha * delta))).sum())
+
+        numeric = torch.zeros_like(x)
+        for i in range(x.numel()):
+            h = torch.zeros_like(x).flatten()
+            h[i] = 1e-6
+            h = h.reshape(x.shape)
+            numeric.view(-1)[i] = (loss(x + h) - loss(x - h)) / 2e-6
+        torch.testing.assert_close(pull.gradient, numeric, rtol=1e-7, atol=1e-8)
+    assert all(p.grad is None for p in [*teacher.parameters(), *critic.parameters()])
+    assert all(p.requires_grad for p in [*teacher.parameters(), *critic.parameters()])
+
+
+def test_equal_networks_pull_nowhere():
+    x, e, t = torch.randn(5, 3, dtype=F64), torch.randn(5, 3, dtype=F64), torch.rand(5, dtype=F64) + 0.3
+    for rule in (ScoreIdentity, DistributionMatching):
+        same = Gaussian(0.2, 0.8)
+        assert float(rule(same, same)(Sample(x), t, e).gradient.abs().max()) == 0.0
+
+
+def test_distribution_matching_is_its_formula_and_detached():
+    torch.manual_seed(2)
+    teacher, critic = Gaussian(0.3, 1.0), Gaussian(-0.2, 0.7)
+    x = torch.randn(5, 3, dtype=F64, requires_grad=True)
+    e, t = torch.randn(5, 3, dtype=F64), torch.rand(5, dtype=F64) + 0.3
+    x_t = (x + t[:, None] * e).detach()
+    d_t, d_f = teacher(x_t, t).detach(), critic(x_t, t).detach()
+    n = (x.detach() - d_t).abs().mean(1, keepdim=True) + 1e-6
+    pull = DistributionMatching(teacher, critic)(Sample(x), t, e)
+    torch.testing.assert_close(pull.gradient, (d_f - d_t) / n, rtol=1e-12, atol=0)
+    assert not pull.gradient.requires_grad
+    weighted = DistributionMatching(teacher, critic, ratio_weight=lambda x_t, t, c: torch.arange(5.0))(Sample(x), t, e)
+    torch.testing.assert_close(weighted.gradient, torch.arange(5.0, dtype=F64)[:, None] * (d_f - d_t) / n)
+    eps = DistributionMatching(teacher, critic, normaliser="eps")(Sample(x), t, e)
+    e_t, e_f = (x_t - d_t) / t[:, None], (x_t - d_f) / t[:, None]
+    torch.testing.assert_close(eps.gradient, e_t - e_f, rtol=1e-10, atol=1e-12)
+    vsd = DistributionMatching(teacher, critic, normaliser="vsd")(Sample(x), t, e)
+    torch.testing.assert_close(vsd.gradient, t[:, None] ** 2 * (e_t - e_f), rtol=1e-10, atol=1e-12)
+
+
+def test_guidance_is_on_the_teacher_alone_and_costs_its_calls():
+    null = {"label": torch.tensor(0)}
+    teacher, critic = Gaussian(null=null), Gaussian(null=null)
+    x, e, t = torch.zeros(4, 1, dtype=F64), torch.zeros(4, 1, dtype=F64), torch.ones(4, dtype=F64)
+    cond = {"label": torch.ones(4, dtype=torch.long)}
+    pull = DistributionMatching(teacher, critic, guidance=3.0, normaliser="none")(Sample(x, cond), t, e)
+    assert (teacher.calls, critic.calls) == (2, 1)
+    # D(c) = (1 + x)/2 at sigma = 1: guided teacher 0 + 3 (0.5 - 0), critic 0.5
+    torch.testing.assert_close(pull.gradient, torch.full_like(x, 0.5 - 1.5))
+    with pytest.raises(LimbeckError, match="declares no null condition"):
+        DistributionMatching(Gaussian(), critic, guidance=2.0)(Sample(x, cond), t, e)
+
+
+def test_a_teacher_in_another_process_pulls_the_same():
+    torch.manual_seed(3)
+    flow = RectifiedFlow()
+    x, e = torch.randn(6, 2, dtype=F64), torch.randn(6, 2, dtype=F64)
+    t = torch.linspace(0.1, 3.0, 6, dtype=F64)
+    own = DistributionMatching(Gaussian(0.5, 0.8), Gaussian(0.1, 1.1))(Sample(x), t, e)
+    other = DistributionMatching(Gaussian(0.5, 0.8, flow), Gaussian(0.1, 1.1))(Sample(x), t, e)
+    torch.testing.assert_close(own.gradient, other.gradient, rtol=1e-10, atol=1e-12)
+    assert isinstance(InProcess(Gaussian(process=flow), VE()), InProcess)
+
+
+def test_a_sample_at_a_level_is_diffused_from_there():
+    x, e = torch.randn(4, 2, dtype=F64), torch.randn(4, 2, dtype=F64)
+    level, t = torch.full((4,), 0.5, dtype=F64), torch.full((4,), 1.3, dtype=F64)
+    seen = {}
+
+    class Spy(Gaussian):
+        def forward(self, x, t, cond=None):
+            seen["x_t"] = x.detach().clone()
+            return super().forward(x, t, cond)
+
+    DistributionMatching(Spy(), Spy())(Sample(x, None, level), t, e)
+    torch.testing.assert_close(seen["x_t"], x + math.sqrt(1.3**2 - 0.5**2) * e)
+
+
+def test_target_may_change_with_the_step():
+    x, e, t = torch.randn(4, 1, dtype=F64), torch.randn(4, 1, dtype=F64), torch.ones(4, dtype=F64)
+    teachers = [Gaussian(0.0), Gaussian(5.0)]
+    rule = DistributionMatching(lambda step: teachers[min(step, 1)], Gaussian(0.0), normaliser="none")
+    assert float(rule(Sample(x), t, e, 0).gradient.abs().max()) == 0.0
+    torch.testing.assert_close(rule(Sample(x), t, e, 7).gradient, torch.full_like(x, -2.5))
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_h_gives_the_gradient_of_the_divergence(name):
+    # p = N(0,1), q = N(mu, s^2) on a fine grid: d D_f / d(mu, s) against -E_q[h (S_p - S_q) dx/d(mu, s)]
+    f, h = divergence(name).f, divergence(name).h
+    x = torch.linspace(-14, 14, 200_001, dtype=F64)
+    dx = float(x[1] - x[0])
+    log_normal = lambda m, s: -0.5 * ((x - m) / s) ** 2 - math.log(s * math.sqrt(2 * math.pi))  # noqa: E731
+    mu, s = 0.6, 1.1 if name not in ("neyman",) else 0.9  # Neyman's integral needs q's tails inside p's
+
+    def value(mu, s):
+        log_q = log_normal(mu, s)
+        return float((log_q.exp() * f((log_normal(0.0, 1.0) - log_q).exp())).nan_to_num().sum() * dx)
+
+    log_q = log_normal(mu, s)
+    q, r = log_q.exp(), (log_normal(0.0, 1.0) - log_q).exp()
+    pull = -(h(r) * (-x - -(x - mu) / s**2) * q).nan_to_num()
+    step = 1e-5
+    for got, exact in (
+        (float(pull.sum() * dx), (value(mu + step, s) - value(mu - step, s)) / (2 * step)),
+        (float((pull * (x - mu) / s).sum() * dx), (value(mu, s + step) - value(mu, s - step)) / (2 * step)),
+    ):
+        assert got == pytest.approx(exact, abs=2e-6)
+    if name == "js":
+        assert float(pull.sum() * dx) == pytest.approx(0.248703, abs=2e-6)
+        assert float((pull * (x - mu) / s).sum() * dx) == pytest.approx(-0.004671, abs=2e-6)
+    if name != "rkl":  # a wrong h must not pass
+        wrong = -(r * h(r) * (-x + (x - mu) / s**2) * q).nan_to_num()
+        assert abs(float(wrong.sum() * dx) - float(pull.sum() * dx)) > 1e-3
+
+
+def test_density_ratio_is_clamped_and_heads_are_averaged():
+    assert density_ratio(torch.tensor([0.0, 100.0, -100.0])).tolist() == [1.0, 20.0, 0.1]
+    assert float(density_ratio(torch.tensor([[1.0, 2.0]]))) == pytest.approx(math.exp(1.5))
+    with pytest.raises(LimbeckError, match="did you mean 'js'"):
+        divergence("jss")
+
+
+def test_frozen_and_input_gradient_leave_no_trace():
+    net = nn.Linear(2, 1).double()
+    net.bias.requires_grad_(False)
+    x = torch.randn(3, 2, dtype=F64)
+    g, value = input_gradient(lambda y: net(y).square().sum(), x, net)
+    torch.testing.assert_close(g, (2 * net(x) * net.weight).detach())
+    assert net.weight.requires_grad and not net.bias.requires_grad and net.weight.grad is None
+    assert not value.requires_grad
+    with pytest.raises(ZeroDivisionError), frozen(net):
+        assert not net.weight.requires_grad
+        raise ZeroDivisionError
+    assert net.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda g: DistributionMatching(g, g, normaliser="mean"), "unknown normaliser 'mean': did you mean 'mean_abs'"),
+        (lambda g: ScoreIdentity(g, g, weight="sidd"), "unknown SiD weight 'sidd': did you mean 'sid'"),
+    ],
+)
+def test_unknown_names(make, message):
+    with pytest.raises(LimbeckError, match=message):
+        make(Gaussian())
