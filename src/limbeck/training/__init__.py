@@ -1,1 +1,1 @@
-""""""
+"""The loop and what it stands on: noise keyed by sample, checkpoints, random states, tracking."""
