@@ -1,0 +1,146 @@
+"""The figures of a run: one JSON object per line of metrics.jsonl, TensorBoard if wanted, any other sink."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
+from math import isfinite
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+from limbeck.errors import LimbeckError
+
+Sink = Callable[[int, dict[str, float]], None]
+
+
+class Tracker:
+    """Writes figures by step; a context manager.
+
+    Args:
+        folder: the run's folder; gets `metrics.jsonl`, and `tensorboard/` with TensorBoard.
+        tensorboard: None uses TensorBoard if it is installed, True insists on it, False does without.
+        sinks: called with (step, figures) at every `log`.
+        resume_from: the step that a resumed run continues after: lines of later steps are removed, and a line
+            that was being written when the run died is repaired. None starts new metrics.
+
+    Raises:
+        LimbeckError: metrics are already there and `resume_from` is None; a damaged file; no TensorBoard.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        tensorboard: bool | None = None,
+        sinks: Iterable[Sink] = (),
+        resume_from: int | None = None,
+    ) -> None:
+        folder = Path(folder)
+        self.path = folder / "metrics.jsonl"
+        self._sinks = list(sinks)
+        if tensorboard and not find_spec("tensorboard"):
+            raise LimbeckError(
+                "TensorBoard is not installed: pip install 'limbeck[track]', or track without it"
+            )
+        if resume_from is not None:
+            _truncate(self.path, resume_from)
+        elif self.path.exists() and self.path.stat().st_size:
+            raise LimbeckError(f"{self.path} already has metrics: resume that run, or choose another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+        self._board: Any = None
+        if tensorboard or (tensorboard is None and find_spec("tensorboard")):
+            from torch.utils.tensorboard import SummaryWriter
+
+            purge = None if resume_from is None else resume_from + 1
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+
+    def log(self, step: int, figures: Mapping[str, SupportsFloat]) -> None:
+        """Append the figures of one step; NaN and infinities are written as the strings nan, inf and -inf."""
+        values: dict[str, float] = {}
+        for name, value in figures.items():
+            try:
+                values[name] = float(value)
+            except (TypeError, ValueError, RuntimeError):
+                kind = type(value).__name__
+                raise LimbeckError(
+                    f"figure {name!r} of step {step} is a {kind}: log single numbers"
+                ) from None
+        if "step" in values:
+            raise LimbeckError(
+                "a figure cannot be named 'step': it names the line's step; choose another name"
+            )
+        stored = {name: value if isfinite(value) else str(value) for name, value in values.items()}
+        self._file.write(json.dumps({"step": int(step), **stored}, allow_nan=False) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        for sink in self._sinks:
+            sink(step, values)
+
+    def close(self) -> None:
+        """Close the file and TensorBoard; a closed tracker logs no more."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_metrics(path: Path | str) -> dict[str, tuple[list[int], list[float]]]:
+    """Figures by name: (steps, values) in the order in which they were logged.
+
+    An unfinished last line, as a running process may leave it, is passed over.
+
+    Raises:
+        LimbeckError: no such file, or a damaged line before the last.
+    """
+    figures: dict[str, tuple[list[int], list[float]]] = {}
+    for line in _lines(Path(path)):
+        step = line.pop("step")
+        for name, value in line.items():
+            steps, values = figures.setdefault(name, ([], []))
+            steps.append(step)
+            values.append(float(value))
+    return figures
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        texts = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        raise LimbeckError(f"no metrics at {path}: check the run's folder") from None
+    lines = []
+    for number, text in enumerate(texts, 1):
+        try:
+            if text:
+                lines.append(_figures(text))
+        except ValueError:
+            if number < len(texts):
+                raise LimbeckError(f"{path}, line {number} is damaged: repair or remove that line") from None
+    return lines
+
+
+def _figures(text: bytes) -> dict[str, Any]:
+    line = json.loads(text)
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        raise ValueError("no object with a step")
+    for name, value in line.items():
+        if not isinstance(value, int | float) and value not in ("nan", "inf", "-inf"):
+            raise ValueError(f"{name} is no number")
+    return line
+
+
+def _truncate(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = [line for line in _lines(path) if line["step"] <= step]
+    fresh = path.with_name(f"{path.name}.new")
+    with open(fresh, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in kept)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(fresh, path)
