@@ -38,8 +38,7 @@ class Run:
             and all(
                 checkpoint.tensors[group].keys() == named.keys()
                 and all(
-                    torch.equal(checkpoint.tensors[group][n], t)
-                    and checkpoint.tensors[group][n].dtype == t.dtype
+                    torch.equal(checkpoint.tensors[group][n], t) and checkpoint.tensors[group][n].dtype == t.dtype
                     for n, t in named.items()
                 )
                 for group, named in expected.items()

@@ -143,9 +143,7 @@ def test_each_damage_has_its_reason(run, tmp_path, damage, reason):
 def test_older_formats_are_migrated(run, tmp_path, monkeypatch):
     path = run.saved(tmp_path, 2) / "step-00000002"
     edit(path, lambda d: {"format": 0} | {k: v for k, v in d.items() if k not in ("format", "aliases")})
-    monkeypatch.setitem(
-        checkpoints.MIGRATIONS, 0, lambda d: {**d, "aliases": {"student": {}, "student.optimizer": {}}}
-    )
+    monkeypatch.setitem(checkpoints.MIGRATIONS, 0, lambda d: {**d, "aliases": {"student": {}, "student.optimizer": {}}})
     assert run.is_step(load(tmp_path), 2)
 
 

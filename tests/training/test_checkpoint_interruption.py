@@ -76,9 +76,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(run, tmp_path, again):
     assert moment > 20
 
 
-@pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), Stopped()]
-)
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), Stopped()])
 @pytest.mark.parametrize("when", ["before", "half", "after"])
 @pytest.mark.parametrize("file", [0, 1, 2, 3])
 def test_a_writer_that_fails_leaves_the_previous_checkpoint(run, tmp_path, error, when, file):

@@ -17,9 +17,7 @@ def test_layout_and_round_trip(run, tmp_path):
     checkpoint = load(path.parent)
     assert run.is_step(checkpoint, 900)
     assert (checkpoint.path, checkpoint.skipped) == (path, [])
-    assert torch.equal(
-        load_file(path / "student.safetensors")["net.weight"], run.state(900)["student"]["net.weight"]
-    )
+    assert torch.equal(load_file(path / "student.safetensors")["net.weight"], run.state(900)["student"]["net.weight"])
 
 
 def test_tied_and_strided_tensors_of_a_module(tmp_path):

@@ -31,6 +31,7 @@ from limbeck.training import (
 )
 from limbeck.training.checkpoints import load
 
+HALF_LIFE = EmaOptions("half_life", 5.0)
 ADAM = OptimizerOptions(lr=1e-2, warmup=3, decay="cosine", clip=1.0)
 
 
@@ -48,7 +49,7 @@ class Net(nn.Module):
 class Toy(Method):
     """A small DMD with a whole-batch statistic: roles, alternation and a Total."""
 
-    def __init__(self, dropout=0.0, dtype=torch.float64, optimizer=ADAM, ema=EmaOptions("half_life", 5.0)):
+    def __init__(self, dropout=0.0, dtype=torch.float64, optimizer=ADAM, ema=HALF_LIFE):
         torch.manual_seed(0)
         make = lambda: Preconditioned(Net(dropout), VE(), "edm", 1.0).to(dtype)  # noqa: E731
         self.teacher, self.student, self.critic = make(), make(), make()

@@ -13,9 +13,7 @@ DTYPES = [*FLOATS, torch.complex64, *SIGNED, *UNSIGNED]
 
 def random_bits(dtype, *shape):
     width = torch.empty(0, dtype=dtype).element_size()
-    octets = torch.randint(
-        0, 256, (*shape, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
-    )
+    octets = torch.randint(0, 256, (*shape, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     return (octets % 2 if dtype is torch.bool else octets).view(dtype).reshape(shape)
 
 

@@ -73,9 +73,7 @@ def test_a_running_process_may_be_read(tmp_path):
     assert read_metrics(path) == {"loss": ([1], [1 / 7])}
 
 
-@pytest.mark.parametrize(
-    "line", ['{"step": 1', "[1]", '{"loss": 1}', '{"step": "1"}', '{"step": 1, "a": []}', "\xff"]
-)
+@pytest.mark.parametrize("line", ['{"step": 1', "[1]", '{"loss": 1}', '{"step": "1"}', '{"step": 1, "a": []}', "\xff"])
 def test_a_damaged_line_is_named(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n' + line.encode("latin-1") + b'\n{"step": 2}\n')

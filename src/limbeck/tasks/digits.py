@@ -1,5 +1,7 @@
 """scikit-learn's 1,797 real digits, 8x8, ten classes: a class-conditional EDM teacher made in about a minute."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -33,7 +35,7 @@ def digits(
     images, labels = load_digits()
     source = TensorSource(images, {"label": labels})
     network = lambda: ResidualMLP(SHAPE, width=256, blocks=4, classes=10)  # noqa: E731
-    options = teacher if seed == teacher.seed else TeacherOptions(**{**vars(teacher), "seed": seed})
+    options = replace(teacher or TeacherOptions(), seed=seed)
     model, facts = cached_teacher("digits", lambda: Preconditioned(network(), VE(), "edm", SIGMA_DATA), source, options, quiet)
     real = images.to(device, getattr(torch, dtype))
     evaluator = digits_evaluator(real, labels.to(device))

@@ -83,14 +83,10 @@ def save(
     """
     folder = Path(folder)
     if step < 0 or keep < 1:
-        raise CheckpointError(
-            f"cannot save step {step} with keep={keep}: step is at least 0, and keep at least 1"
-        )
+        raise CheckpointError(f"cannot save step {step} with keep={keep}: step is at least 0, and keep at least 1")
     for group in tensors:
         if not _GROUP.fullmatch(group):
-            raise CheckpointError(
-                f"{group!r} cannot name a file of a checkpoint: use letters, digits, and _.-"
-            )
+            raise CheckpointError(f"{group!r} cannot name a file of a checkpoint: use letters, digits, and _.-")
     final = folder / f"step-{step:08d}"
     partial = folder / f"{_PARTIAL}{final.name}"
     try:
@@ -149,9 +145,7 @@ def load(folder: Path | str, which: Literal["last", "best"] | int = "last") -> C
         try:
             step = _best(folder) if which == "best" else which
         except (Damaged, OSError) as error:
-            raise CheckpointError(
-                f"{folder / 'best.json'} {error}: load the last checkpoint instead"
-            ) from None
+            raise CheckpointError(f"{folder / 'best.json'} {error}: load the last checkpoint instead") from None
         if step is None:
             raise CheckpointError(f"no checkpoint in {folder} was marked as best: load the last one instead")
         found = [entry for entry in found if entry[0] == step]

@@ -115,13 +115,9 @@ class Keyed:
     def __post_init__(self) -> None:
         if self.index.dtype != torch.int64 or self.index.ndim != 1:
             got = f"{self.index.dtype} of shape {tuple(self.index.shape)}"
-            raise LimbeckError(
-                f"sample ids are an int64 tensor of shape (B,), got {got}: pass torch.arange(...)"
-            )
+            raise LimbeckError(f"sample ids are an int64 tensor of shape (B,), got {got}: pass torch.arange(...)")
 
-    def normal(
-        self, stream: str, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32, *, call: int = 0
-    ) -> Tensor:
+    def normal(self, stream: str, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32, *, call: int = 0) -> Tensor:
         """Standard normal numbers, (B, *shape)."""
         count = prod(shape)
         if count <= SMALL:
@@ -133,16 +129,12 @@ class Keyed:
             row.copy_(torch.from_numpy(generator.standard_normal(count)))
         return out.reshape(len(out), *shape).to(self.device)
 
-    def uniform(
-        self, stream: str, shape: Sequence[int] = (), dtype: torch.dtype = torch.float64, *, call: int = 0
-    ) -> Tensor:
+    def uniform(self, stream: str, shape: Sequence[int] = (), dtype: torch.dtype = torch.float64, *, call: int = 0) -> Tensor:
         """Uniform numbers in [0, 1), (B, *shape): multiples of 2^-p for a dtype of precision p."""
         precision = min(53, 1 - round(log2(torch.finfo(dtype).eps)))
         return self._place(_unit(self._words("uniform", stream, call, prod(shape)), precision), shape, dtype)
 
-    def randint(
-        self, stream: str, low: int, high: int, shape: Sequence[int] = (), *, call: int = 0
-    ) -> Tensor:
+    def randint(self, stream: str, low: int, high: int, shape: Sequence[int] = (), *, call: int = 0) -> Tensor:
         """Uniform integers in [low, high), int64 (B, *shape); the bias is below (high - low) / 2^64."""
         words = self._words("randint", stream, call, prod(shape))
         offset = (words % np.uint64(_width(low, high))).astype(np.int64)

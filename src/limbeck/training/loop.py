@@ -259,6 +259,8 @@ class Loop:
         self.best_value = math.inf if checkpoint.meta["best"] is None else checkpoint.meta["best"]
         self.history = [(int(step), dict(figures)) for step, figures in checkpoint.meta["history"]]
         restore_rng(tensors["rng"])
+        if self.folder is not None:
+            checkpoints.rewind(self.folder / "checkpoints", self.step)  # later ones, damaged, would be "last" again
 
     def save(self, best: bool = False) -> None:
         """Write a checkpoint of this step, if the run has a folder."""

@@ -34,8 +34,7 @@ def check_json(value: Any, where: str) -> None:
             raise LimbeckError(f"{where} is {value!r}, which is no valid Unicode text")
     elif value is not None and type(value) not in (bool, int):
         raise LimbeckError(
-            f"{where} is a {type(value).__name__}, which JSON does not give back: "
-            "use None, bool, int, float, str, list or dict"
+            f"{where} is a {type(value).__name__}, which JSON does not give back: use None, bool, int, float, str, list or dict"
         )
 
 
@@ -62,9 +61,7 @@ def unseal(data: bytes, newest: int, migrations: Mapping[int, Callable[[Document
             raise Damaged("is no document with a format version")
         version = document["format"]
         if version > newest:
-            raise Damaged(
-                f"has format {version}, and this Limbeck reads up to format {newest}: update Limbeck"
-            )
+            raise Damaged(f"has format {version}, and this Limbeck reads up to format {newest}: update Limbeck")
         document.pop("sha256", None)
         if seal(document) != data:
             raise Damaged("does not agree with its own sha256")

@@ -48,9 +48,7 @@ def untie(named: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     first: dict[tuple, str] = {}
     for name, t in named.items():
         if type(t) not in (Tensor, Parameter) or t.layout is not torch.strided or t.is_meta:
-            kind = (
-                f"{type(t).__name__}, {t.layout} on {t.device}" if isinstance(t, Tensor) else type(t).__name__
-            )
+            kind = f"{type(t).__name__}, {t.layout} on {t.device}" if isinstance(t, Tensor) else type(t).__name__
             raise TensorFileError(f"{name!r} is no plain dense tensor ({kind}): gather or convert it first")
         if t.dtype not in _DTYPES:
             allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)

@@ -38,9 +38,7 @@ class Tracker:
         self.path = folder / "metrics.jsonl"
         self._sinks = list(sinks)
         if tensorboard and not find_spec("tensorboard"):
-            raise LimbeckError(
-                "TensorBoard is not installed: pip install 'limbeck[track]', or track without it"
-            )
+            raise LimbeckError("TensorBoard is not installed: pip install 'limbeck[track]', or track without it")
         if resume_from is not None:
             _truncate(self.path, resume_from)
         elif self.path.exists() and self.path.stat().st_size:
@@ -62,13 +60,9 @@ class Tracker:
                 values[name] = float(value)
             except (TypeError, ValueError, RuntimeError):
                 kind = type(value).__name__
-                raise LimbeckError(
-                    f"figure {name!r} of step {step} is a {kind}: log single numbers"
-                ) from None
+                raise LimbeckError(f"figure {name!r} of step {step} is a {kind}: log single numbers") from None
         if "step" in values:
-            raise LimbeckError(
-                "a figure cannot be named 'step': it names the line's step; choose another name"
-            )
+            raise LimbeckError("a figure cannot be named 'step': it names the line's step; choose another name")
         stored = {name: value if isfinite(value) else str(value) for name, value in values.items()}
         self._file.write(json.dumps({"step": int(step), **stored}, allow_nan=False) + "\n")
         if self._board is not None:

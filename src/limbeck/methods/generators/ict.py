@@ -30,12 +30,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from limbeck.denoisers import Denoiser, Preconditioned, in_process
+from limbeck.denoisers import Cond, Denoiser, Preconditioned, in_process
 from limbeck.errors import LimbeckError
 from limbeck.losses import consistency_loss, pseudo_huber, squared
 from limbeck.methods.generators.generator import Generator, Ingredients
-from limbeck.noise import VE, doubling_points, growing_points, karras_grid, lognormal_cells
-from limbeck.samplers import heun_step
+from limbeck.noise import VE, doubling_points, growing_points, karras_grid, lognormal_cells, spread
 from limbeck.training import Batch, EmaOptions, OptimizerOptions, Role, Step, Update
 
 
@@ -133,7 +132,7 @@ class ICT(Generator):
             x_low = self.process.add_noise(x0, e, t_low)
         else:
             with torch.no_grad():
-                x_low = heun_step(self.teacher, x_high, t_high, t_low, batch.cond)  # (7)
+                x_low = _heun(self.teacher, x_high, t_high, t_low, batch.cond)  # (7)
         distance = squared if o.distance == "l2" else functools.partial(pseudo_huber, c=o.c, reduce=o.reduce)  # (3)
         weight = 1 / (t_high - t_low) if o.weight == "inverse_gap" else None  # (6)
         loss = consistency_loss(  # (2)
@@ -161,6 +160,14 @@ def _new(parts: Ingredients) -> nn.Module:
     if parts.network is None:
         raise LimbeckError("consistency training from scratch needs the task's network; use start='teacher' for the teacher's")
     return parts.network()
+
+
+def _heun(teacher: Denoiser, x: Tensor, t: Tensor, t_to: Tensor, cond: Cond | None) -> Tensor:
+    """One Heun step of dx/dt = (x - D(x, t)) / t, every sample at its own times."""
+    high, low = spread(t, x), spread(t_to, x)
+    slope = (x - teacher(x, t, cond)) / high
+    euler = x + (low - high) * slope
+    return x + (low - high) / 2 * (slope + (euler - teacher(euler, t_to, cond)) / low)
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,0 +1,46 @@
+"""Two forwards under one random state, so that they share their dropout masks."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from limbeck.errors import LimbeckError
+
+
+class RngCapture:
+    """The state of torch's generators at this moment, to run a second forward with the same dropout masks.
+
+    >>> capture = RngCapture()
+    >>> first = torch.rand(3)
+    >>> with capture.replay():
+    ...     second = torch.rand(3)
+    >>> bool((first == second).all())
+    True
+
+    After the replay the generators continue from where they were before it: the two forwards together consume
+    the random numbers of one.
+
+    Args:
+        device: where the forwards run; the CPU's generator is always captured too.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        device = torch.device(device)
+        if device.type not in ("cpu", "cuda"):
+            raise LimbeckError(f"random states of {device} cannot be replayed: use cpu or cuda")
+        self._cpu = torch.get_rng_state()
+        self._cuda: dict[int, Tensor] = {}
+        if device.type == "cuda":
+            i = torch.cuda.current_device() if device.index is None else device.index
+            self._cuda[i] = torch.cuda.get_rng_state(i)
+
+    @contextmanager
+    def replay(self) -> Iterator[None]:
+        """Run the body with the captured states; it may be used several times and nested."""
+        with torch.random.fork_rng(devices=list(self._cuda)):
+            torch.set_rng_state(self._cpu)
+            for i, state in self._cuda.items():
+                torch.cuda.set_rng_state(state, i)
+            yield
