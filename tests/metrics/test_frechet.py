@@ -125,6 +125,10 @@ def test_blocks_average_to_the_whole_and_depend_on_the_seed_alone():
     assert abs(mean - kernel_distance(x, y)) < 4 * std / 10
     assert kernel_distance_of_blocks(x, y, size=25, blocks=100, seed=0) == (mean, std)
     assert kernel_distance_of_blocks(x, y, size=25, blocks=100, seed=1) != (mean, std)
+    # The spread of two blocks is half their difference.
+    first = kernel_distance_of_blocks(x, y, size=25, blocks=1, seed=0)
+    both = kernel_distance_of_blocks(x, y, size=25, blocks=2, seed=0)
+    assert first.std == 0 and both.std == pytest.approx(abs(first.mean - both.mean), rel=1e-12)
     # Subsets are drawn without replacement: one as large as the data is the data.
     whole = kernel_distance_of_blocks(x, x + 1, size=60, blocks=3, seed=0)
     assert whole == pytest.approx((kernel_distance(x, x + 1), 0), abs=1e-9)

@@ -42,7 +42,7 @@ def _root(covariance: Tensor, name: str) -> Tensor:
     """The symmetric square root of a covariance of any rank."""
     values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
     largest = values[-1].clamp(min=0)
-    if values[0] < -1e-6 * largest or values[-1] < 0:
+    if values[0] < -1e-6 * largest:
         raise LimbeckError(
             f"{name} has a covariance with the eigenvalue {values[0].item():.3g}: none may be negative"
         )

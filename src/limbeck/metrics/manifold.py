@@ -18,7 +18,7 @@ class PrecisionRecall(NamedTuple):
 def _radii(x: Tensor, k: int) -> Tensor:
     """The distance (N,) of each sample to its k-th nearest other sample."""
     # The nearest of all is the sample itself, at distance 0.
-    return torch.cat([block.kthvalue(k + 1, dim=1).values for block in distance_blocks(x, x)])
+    return torch.cat([block.topk(k + 1, largest=False).values[:, -1] for block in distance_blocks(x, x)])
 
 
 def _covered(points: Tensor, centres: Tensor, radii: Tensor) -> float:
