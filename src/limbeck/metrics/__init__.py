@@ -1,1 +1,50 @@
-""""""
+"""How good, how diverse and how different are samples?
+
+Every metric is a pure function of tensors (N, ...), computed in float64 on the device of its input without
+gradient; what is random takes an integer seed and draws on the CPU, so that every device gives one figure.
+`distances` compares sets of points and laws, `frechet` sets of features, `manifold` asks for precision and
+recall, `modes` counts modes and measures spread within classes, `images` compares pairs, and `bootstrap` says
+what a figure is worth: its floor on real data alone. Wrong input raises `limbeck.errors.LimbeckError`.
+"""
+
+from limbeck.metrics.bootstrap import bootstrap_floor
+from limbeck.metrics.distances import (
+    energy_distance,
+    mean_pairwise_distance,
+    sliced_wasserstein,
+    total_variation,
+)
+from limbeck.metrics.frechet import (
+    BlockEstimate,
+    Moments,
+    frechet_distance,
+    frechet_distance_of_moments,
+    kernel_distance,
+    kernel_distance_of_blocks,
+    moments,
+)
+from limbeck.metrics.images import psnr
+from limbeck.metrics.manifold import PrecisionRecall, precision_recall
+from limbeck.metrics.modes import ModeHistogram, class_variance, class_variance_ratio, mode_histogram
+
+__all__ = [
+    "BlockEstimate",
+    "ModeHistogram",
+    "Moments",
+    "PrecisionRecall",
+    "bootstrap_floor",
+    "class_variance",
+    "class_variance_ratio",
+    "energy_distance",
+    "frechet_distance",
+    "frechet_distance_of_moments",
+    "kernel_distance",
+    "kernel_distance_of_blocks",
+    "mean_pairwise_distance",
+    "mode_histogram",
+    "moments",
+    "precision_recall",
+    "psnr",
+    "sliced_wasserstein",
+    "total_variation",
+]
