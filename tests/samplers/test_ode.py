@@ -95,6 +95,14 @@ def test_low_precision_does_not_round_the_coefficients(wobbly):
     assert noisy == [2.0, 1.5]
 
 
+@pytest.mark.parametrize("name", list(SOLVERS))
+def test_solvers_never_wait_for_the_device_of_x(name, process, wobbly):
+    """On the meta device nothing can be read back, and coefficients may not live elsewhere as full tensors."""
+    x = torch.zeros(2, 6, device="meta")
+    options = {"noise": generator_noise(x)} if name in ("ancestral", "stochastic_edm") else {}
+    assert SOLVERS[name](wobbly(process), x, process.time_of(karras_grid(4, 0.05, 20.0)), **options).is_meta
+
+
 def test_gradients_reach_the_start(wobbly, normal):
     times, z = VP().time_of(karras_grid(3, 0.1, 10.0)), normal(2, 6)
     for solver in (ddim, heun, dpm_solver_pp_2m):

@@ -1,5 +1,6 @@
 """Few-step sampling that is one object at inference and in training."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -45,7 +46,7 @@ class Rollout:
     """
 
     process: Process
-    times: tuple[float, ...]
+    times: Sequence[float] | Tensor  # kept as a tuple of numbers
     renoise: Renoise = "fresh"
     noise_scale: float = 1.0
     start: Start = "noise"
@@ -88,7 +89,7 @@ class Rollout:
                 "wrap it with limbeck.denoisers.in_process"
             )
         last = self._last(grad_step, z)
-        t = [times_like(z, time) for time in self.times[: last + 1]]
+        t = [times_like(z, self.times[i]) for i in range(last + 1)]
         with torch.set_grad_enabled(grad_step is None and torch.is_grad_enabled()):
             inputs, outputs = [self._first(z)], []
             for i in range(last):
@@ -129,7 +130,7 @@ class Rollout:
         return self._a(i + 1) * x + self._s(i + 1) * n
 
     def _a(self, i: int) -> float:
-        return self.process.a(torch.tensor(self.times[i], dtype=torch.float64)).item()
+        return self.process.a(torch.as_tensor(self.times[i], dtype=torch.float64)).item()
 
     def _s(self, i: int) -> float:
-        return self.process.s(torch.tensor(self.times[i], dtype=torch.float64)).item()
+        return self.process.s(torch.as_tensor(self.times[i], dtype=torch.float64)).item()

@@ -128,7 +128,7 @@ def teleport(
             warnings.warn(
                 f"the Gaussian explains {quality:.4f} < {PROBE} of the score at sigma = {sigmas[skip]:.4g}: statistics of "
                 "another data set, or too far a jump? Lower skip, or recompute the statistics in the model's range",
-                stacklevel=2,
+                stacklevel=3,
             )
     jump = Jump(skip, sigmas[0].item(), sigmas[skip].item(), quality)
     if skip > 0:
