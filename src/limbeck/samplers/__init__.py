@@ -1,1 +1,57 @@
-""""""
+"""Sampling: ODE and stochastic solvers, exact flow maps, few-step rollouts, experts by noise level, teleportation.
+
+Solvers share one signature, ``solver(denoiser, x, times, cond=None, *, final=True, ...) -> x``: x is the state at times[0], the
+denoiser is asked at every node, and the last step goes to clean data unless final=False (see :mod:`limbeck.samplers.ode`).
+``SOLVERS`` maps their names. ``Rollout`` is few-step sampling that also trains; ``solve`` is the flow map to a tolerance;
+``Teleported`` makes any solver skip its noisiest nodes by a Gaussian's closed form.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from limbeck.samplers.drift import Driftless, Undrifted
+from limbeck.samplers.experts import Experts
+from limbeck.samplers.flow_map import solve
+from limbeck.samplers.ode import ddim, dpm_solver_pp_2m, euler, heun
+from limbeck.samplers.rollout import Renoise, Rollout, Start, Trajectory
+from limbeck.samplers.steps import Noise, check_nodes, ddim_step, generator_noise
+from limbeck.samplers.stochastic import ancestral, stochastic_edm
+from limbeck.samplers.teleport import Jump, Teleported, WithFlowMap, choose_skip, explained_variance, teleport
+
+SOLVERS: dict[str, Callable[..., Tensor]] = {
+    "ancestral": ancestral,
+    "ddim": ddim,
+    "dpm_solver_pp_2m": dpm_solver_pp_2m,
+    "euler": euler,
+    "heun": heun,
+    "stochastic_edm": stochastic_edm,
+}
+
+__all__ = [
+    "SOLVERS",
+    "Driftless",
+    "Experts",
+    "Jump",
+    "Noise",
+    "Renoise",
+    "Rollout",
+    "Start",
+    "Teleported",
+    "Trajectory",
+    "Undrifted",
+    "WithFlowMap",
+    "ancestral",
+    "check_nodes",
+    "choose_skip",
+    "ddim",
+    "ddim_step",
+    "dpm_solver_pp_2m",
+    "euler",
+    "explained_variance",
+    "generator_noise",
+    "heun",
+    "solve",
+    "stochastic_edm",
+    "teleport",
+]

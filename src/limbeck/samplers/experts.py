@@ -1,0 +1,58 @@
+"""Several denoisers that share the time axis: a mixture of experts by noise level."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from limbeck.denoisers import Cond, Denoiser
+from limbeck.errors import LimbeckError
+
+
+class Experts:
+    """One denoiser made of several, each serving its interval low < t <= high of times.
+
+    A phase that starts at a boundary is thus served by the expert below it. Samples of one batch may belong to different
+    experts; every expert is asked once. Raises LimbeckError for empty or overlapping intervals, for experts of different
+    processes, and at times that no expert serves.
+    """
+
+    def __init__(self, experts: Sequence[tuple[float, float, Denoiser]]):
+        self.experts = sorted(experts, key=lambda expert: expert[0])
+        if not self.experts:
+            raise LimbeckError("a mixture of experts needs at least one (low, high, denoiser)")
+        for low, high, denoiser in self.experts:
+            if not low < high:
+                raise LimbeckError(f"an expert's interval needs low < high, not ({low:g}, {high:g}]")
+            if denoiser.process != self.experts[0][2].process:
+                raise LimbeckError("all experts must live in one process; wrap them with limbeck.denoisers.in_process")
+        for (low, high, _), (low_next, high_next, _) in zip(self.experts, self.experts[1:], strict=False):
+            if low_next < high:
+                raise LimbeckError(
+                    f"experts overlap: times in ({low_next:g}, {min(high, high_next):g}] belong to two of them, "
+                    f"({low:g}, {high:g}] and ({low_next:g}, {high_next:g}]"
+                )
+        self.process = self.experts[0][2].process
+        self.null: Mapping[str, Tensor] | None = self.experts[0][2].null
+
+    def index(self, t: Tensor) -> Tensor:
+        """Which expert, counted from the least noisy, serves each time; LongTensor in the shape of t."""
+        t = t.double()
+        served = torch.stack([(low < t) & (t <= high) for low, high, _ in self.experts])
+        if not bool(served.any(0).all()):
+            alone = sorted(set(t[~served.any(0)].flatten().tolist()))
+            intervals = ", ".join(f"({low:g}, {high:g}]" for low, high, _ in self.experts)
+            raise LimbeckError(f"no expert serves the times {alone}; the intervals are {intervals}")
+        return served.long().argmax(0)
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        index = self.index(t)
+        used = index.unique().tolist()
+        if len(used) == 1:
+            return self.experts[used[0]][2](x_t, t, cond)
+        members = [(index == i).nonzero().flatten() for i in used]
+        parts = [
+            self.experts[i][2](x_t[rows], t[rows], None if cond is None else {name: v[rows] for name, v in cond.items()})
+            for i, rows in zip(used, members, strict=True)
+        ]
+        return torch.cat(parts)[torch.cat(members).argsort()]

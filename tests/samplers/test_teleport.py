@@ -1,0 +1,224 @@
+import functools
+import warnings
+
+import pytest
+import torch
+
+from limbeck.denoisers import ClassifierFree, Reconditioned
+from limbeck.errors import LimbeckError
+from limbeck.noise import DDPM, VE, VP, RectifiedFlow, karras_grid, linear_grid
+from limbeck.samplers import (
+    Teleported,
+    ancestral,
+    choose_skip,
+    ddim,
+    dpm_solver_pp_2m,
+    explained_variance,
+    generator_noise,
+    heun,
+    stochastic_edm,
+    teleport,
+)
+
+
+class FullGaussian:
+    """N(mean, covariance) of a data set, by the eigenvectors of its covariance."""
+
+    null = None
+
+    def __init__(self, data, process):
+        self.process, self.mean = process, data.mean(0)
+        self.var, self.vectors = torch.linalg.eigh(torch.cov(data.T))
+
+    def __call__(self, x_t, t, cond=None):
+        a, s = self.process.a(t)[:, None], self.process.s(t)[:, None]
+        gain = a * self.var / (a**2 * self.var + s**2)
+        return self.mean + gain * ((x_t - a * self.mean) @ self.vectors) @ self.vectors.T
+
+    def flow_map(self, x, t_from, t_to):
+        assert x.dtype == torch.float64
+        (a, v), (a_to, v_to) = (
+            (self.process.a(t)[:, None], self.process.a(t)[:, None] ** 2 * self.var + self.process.s(t)[:, None] ** 2)
+            for t in (t_from, t_to)
+        )
+        return a_to * self.mean + torch.sqrt(v_to / v) * ((x - a * self.mean) @ self.vectors) @ self.vectors.T
+
+
+class FiniteSet:
+    """The exact denoiser of a finite set of points."""
+
+    null = None
+
+    def __init__(self, points, process):
+        self.points, self.norms, self.process = points, points.square().sum(1), process
+
+    def __call__(self, x_t, t, cond=None):
+        a, s = self.process.a(t)[:, None].to(x_t), self.process.s(t)[:, None].to(x_t)
+        weights = torch.softmax((2 * a * (x_t @ self.points.to(x_t).T) - a**2 * self.norms.to(x_t)) / (2 * s**2), 1)
+        return weights @ self.points.to(x_t)
+
+
+@functools.cache
+def digits():
+    images = pytest.importorskip("sklearn.datasets").load_digits().data
+    return torch.from_numpy(images) / 8 - 1
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """RMSE to the reference of teleported runs with k of 18 nodes left out, and of plain Heun with 18 - k nodes."""
+    teacher, gaussian = FiniteSet(digits(), VE()), FullGaussian(digits(), VE())
+    z = 80 * torch.randn(64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    reference, times = heun(teacher, z, karras_grid(65)), karras_grid(18)
+
+    def rmse(x):
+        return (x - reference).square().mean().sqrt().item()
+
+    jumped = {k: rmse(Teleported(heun, gaussian, k)(teacher, z, times)) for k in (0, 5, 7, 11)}
+    return jumped, {k: rmse(heun(teacher, z, karras_grid(18 - k))) for k in (7, 11)}
+
+
+def test_digits_keep_their_accuracy_at_two_fifths_fewer_calls(runs):
+    """40 % of the calls left out cost nothing; plain Heun with as few calls is clearly worse."""
+    jumped, plain = runs
+    assert jumped[5] <= 1.02 * jumped[0]
+    assert jumped[7] <= 1.1 * jumped[0]
+    assert jumped[7] <= 0.75 * plain[7]
+
+
+def test_digits_show_where_the_gaussian_ends(runs):
+    jumped, plain = runs
+    assert jumped[11] > 1.1 * plain[11]
+
+
+def test_the_rule_finds_the_digits_node():
+    teacher, gaussian, g = FiniteSet(digits(), VE()), FullGaussian(digits(), VE()), torch.Generator().manual_seed(0)
+    sample = digits()[::8]
+    assert choose_skip(gaussian, teacher, sample, karras_grid(18), tol=1e-4, generator=g) in (6, 7)
+    assert choose_skip(gaussian, teacher, sample, karras_grid(18), tol=1e-3, generator=g) in (7, 8)
+    for sigma, unexplained in [(20.0, 1e-8), (10.0, 6e-7), (5.0, 4e-5), (2.0, 5e-3), (1.0, 8e-2), (0.5, 0.28)]:
+        found = 1 - explained_variance(gaussian, teacher, sample, sigma, generator=g)
+        assert unexplained / 2.5 < found < unexplained * 2.5
+
+
+@pytest.mark.parametrize("n", [18, 40])
+@pytest.mark.parametrize("k", [1, 5, 12])
+def test_dropping_nodes_is_a_karras_grid_of_the_rest(n, k, exact_gaussian, normal):
+    times = karras_grid(n)
+    x = 80 * normal(2, 4)
+    _, remaining, jump = teleport(exact_gaussian(VE()), x, times, k)
+    torch.testing.assert_close(remaining, karras_grid(n - k, 0.002, times[k].item()), rtol=1e-12, atol=0)
+    assert (jump.skip, jump.sigma_from, jump.sigma_to) == (k, 80.0, times[k].item()) and jump.explained_variance is None
+
+
+@pytest.mark.parametrize("solver", [ddim, heun, dpm_solver_pp_2m])
+def test_the_solver_goes_on_unchanged_from_the_exact_state(solver, process, exact_gaussian, normal):
+    gaussian = exact_gaussian(process)
+    times = process.time_of(karras_grid(12, 0.05, 20.0))
+    x = process.s(times[0]) * normal(8, 4)
+    there, remaining, _ = teleport(gaussian, x, times, 10)
+    torch.testing.assert_close(there, gaussian.flow_map(x, times[:1].expand(8), times[10:11].expand(8)))
+    assert torch.equal(Teleported(solver, gaussian, 10)(gaussian, x, times), solver(gaussian, there, remaining))
+
+
+def test_no_jump_is_the_solver_itself(exact_gaussian, normal):
+    gaussian, x, times = exact_gaussian(VE()), 80 * normal(2, 4), karras_grid(5)
+    assert torch.equal(Teleported(heun, gaussian, 0)(gaussian, x, times), heun(gaussian, x, times))
+
+
+def test_the_node_may_be_given_as_a_noise_level(exact_gaussian, normal):
+    process = VP()
+    gaussian, times, x = exact_gaussian(process), process.time_of(karras_grid(18, 0.01, 80.0)), normal(2, 4).float()
+    there, remaining, jump = teleport(gaussian, x, times, sigma=5.5)
+    assert there.dtype == torch.float32 and not there.requires_grad
+    assert process.sigma(times)[jump.skip] <= 5.5 < process.sigma(times)[jump.skip - 1]
+    assert len(remaining) == 18 - jump.skip
+    teleport(gaussian, x, times, sigma=process.sigma(times)[4].item())
+
+
+def test_the_rule_stops_before_the_first_bad_node_and_leaves_two(exact_gaussian):
+    process = RectifiedFlow()
+    gaussian, times = exact_gaussian(process), linear_grid(6)
+    data = gaussian.mean + gaussian.var.sqrt() * torch.randn(64, 4, generator=torch.Generator().manual_seed(0)).double()
+    assert choose_skip(gaussian, gaussian, data, times) == 4
+
+    class Shifted:
+        null = None
+
+        def __init__(self):
+            self.process = process
+
+        def __call__(self, x_t, t, cond=None):
+            return gaussian(x_t, t) + (10.0 if 0.4 < t[0] < 0.6 else 0.0)
+
+    assert choose_skip(gaussian, Shifted(), data, times) == 2
+    _, remaining, jump = teleport(gaussian, data, times, reference=Shifted(), data=data)
+    assert jump.skip == 2 and len(remaining) == 4 and jump.explained_variance == pytest.approx(1.0)
+
+
+def test_explained_variance_is_that_of_scores(normal):
+    process, points = VE(), normal(40, 3)
+    reference, gaussian, t = (
+        FiniteSet(points, process),
+        FullGaussian(points, process),
+        torch.full((40,), 0.7, dtype=torch.float64),
+    )
+    x_t = process.add_noise(points, torch.randn(40, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64), t)
+    covariance = torch.cov(points.T) + 0.49 * torch.eye(3, dtype=torch.float64)
+    score = -torch.linalg.solve(covariance, (x_t - points.mean(0)).T).T
+    x = x_t.clone().requires_grad_()
+    log_p = torch.logsumexp(-((x[:, None] - points) ** 2).sum(2) / (2 * 0.49), 1)
+    (exact,) = torch.autograd.grad(log_p.sum(), x)
+    expected = 1 - ((exact - score) ** 2).sum() / (exact**2).sum()
+    found = explained_variance(gaussian, reference, points, 0.7, generator=torch.Generator().manual_seed(2))
+    assert found == pytest.approx(expected.item(), rel=1e-10)
+
+
+def test_warnings(exact_gaussian, normal):
+    gaussian, times, x = exact_gaussian(VE()), karras_grid(18), 80 * normal(8, 4)
+
+    class Conditional:
+        process, null = gaussian.process, {}
+
+        def __call__(self, x_t, t, cond=None):
+            return gaussian(x_t, t)
+
+    jump = Teleported(heun, gaussian, 3)
+    guided = Reconditioned(ClassifierFree(Conditional(), 4.0), lambda cond: cond)
+    with pytest.warns(UserWarning, match="guided with w = 4"):
+        jump(guided, x, times)
+    for solver, options in [(stochastic_edm, {}), (ancestral, {}), (ddim, {"eta": 0.5})]:
+        with pytest.warns(UserWarning, match="teleportation is deterministic"):
+            Teleported(solver, gaussian, 3)(gaussian, x, times, noise=generator_noise(x), **options)
+    other = exact_gaussian(VE())
+    other.mean = other.mean + 3
+    with pytest.warns(UserWarning, match=r"explains -?\d\.\d+ < 0.99 of the score at sigma = 1.*another data set"):
+        teleport(other, x, times, sigma=2.0, reference=gaussian, data=gaussian.mean + 0.3 * normal(8, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        jump(ClassifierFree(Conditional(), 1.0), x, times)
+        teleport(gaussian, x, times, sigma=2.0, reference=gaussian, data=normal(8, 4))
+
+
+def test_statistics_check_their_range(exact_gaussian, normal):
+    gaussian, asked = exact_gaussian(VE()), []
+    gaussian.check_range = asked.append
+    data = normal(8, 4)
+    teleport(gaussian, 80 * normal(2, 4), karras_grid(5), 1, data=data)
+    assert asked == [data]
+
+
+def test_errors(exact_gaussian, normal):
+    gaussian, times, x = exact_gaussian(VE()), karras_grid(18), 80 * normal(2, 4)
+    for sigma in (80.0, 100.0, 0.002, 0.001):
+        with pytest.raises(LimbeckError, match=r"between 0.002 and 80.*not"):
+            teleport(gaussian, x, times, sigma=sigma)
+    for skip in (17, 18, -1):
+        with pytest.raises(LimbeckError, match=f"cannot skip {skip} of 18 nodes.*at most 16"):
+            teleport(gaussian, x, times, skip)
+    with pytest.raises(LimbeckError, match="not both"):
+        teleport(gaussian, x, times, 3, sigma=5.0)
+    with pytest.raises(LimbeckError, match=r"needs reference .* and data"):
+        teleport(gaussian, x, times, reference=gaussian)
+    with pytest.raises(LimbeckError, match=r"Gaussian lives in VE.*denoiser in DDPM"):
+        Teleported(heun, gaussian, 3)(exact_gaussian(DDPM()), x, times)
