@@ -85,10 +85,7 @@ def frechet_floor(net: DigitFeatures) -> float:
 def main(file: Path = FEATURES_FILE) -> None:
     torch.set_num_threads(1)
     net, accuracy = make()
-    tensors = {
-        name: tensor if name in ("mean", "whitening") else tensor.float()
-        for name, tensor in net.state_dict().items()
-    }
+    tensors = {name: tensor if name in ("mean", "whitening") else tensor.float() for name, tensor in net.state_dict().items()}
     content = safetensors.torch.save(tensors)
     record = {
         "script": "scripts/make_digit_features.py",

@@ -28,9 +28,7 @@ def test_the_floor_of_a_mean_is_its_standard_error():
     x = normal(200)
     square = bootstrap_floor(x, lambda a, b: (a.mean() - b.mean()).square().item(), repeats=2000, seed=0)
     assert square == pytest.approx(0.4549 * x.var(correction=0).item() / 200, rel=0.1)
-    quarter = bootstrap_floor(
-        x, lambda a, b: (a.mean() - b.mean()).square().item(), repeats=2000, seed=0, copies=4
-    )
+    quarter = bootstrap_floor(x, lambda a, b: (a.mean() - b.mean()).square().item(), repeats=2000, seed=0, copies=4)
     assert quarter == pytest.approx(square / 4, rel=0.15)
 
 

@@ -107,9 +107,7 @@ def test_energy_distance_is_rigid_and_homogeneous(seed, n, m, size, scale):
     x, y = normal(n, size, seed=seed), normal(m, size, seed=seed + 1)
     turn, shift = orthogonal(size, seed), normal(size, seed=seed + 2)
     expected = scale * energy_distance(x, y)
-    assert energy_distance(scale * x @ turn + shift, scale * y @ turn + shift) == pytest.approx(
-        expected, rel=1e-8, abs=1e-12
-    )
+    assert energy_distance(scale * x @ turn + shift, scale * y @ turn + shift) == pytest.approx(expected, rel=1e-8, abs=1e-12)
 
 
 @properties

@@ -87,9 +87,7 @@ def test_weights_are_stored_in_single_precision():
     assert FEATURES_FILE.stat().st_size < 100_000
 
 
-def test_frechet_distances_are_small_between_real_halves_and_large_for_what_is_not_a_digit(
-    net, digits, features
-):
+def test_frechet_distances_are_small_between_real_halves_and_large_for_what_is_not_a_digit(net, digits, features):
     images, labels = digits
     # Every second digit of each class.
     order = torch.cat([torch.nonzero(labels == label)[:, 0] for label in range(10)])
@@ -99,9 +97,7 @@ def test_frechet_distances_are_small_between_real_halves_and_large_for_what_is_n
     # A Gaussian of the digits' own pixel moments has their mean and covariance, and no digit's shape.
     mean, covariance = moments(images)
     values, vectors = torch.linalg.eigh(covariance)
-    pixels = (
-        mean + torch.randn(1797, 64, generator=generator).double() * values.clamp(min=0).sqrt() @ vectors.T
-    )
+    pixels = mean + torch.randn(1797, 64, generator=generator).double() * values.clamp(min=0).sqrt() @ vectors.T
     gaussian = frechet_distance(net.features(pixels.reshape(-1, 1, 8, 8)), features)
     assert halves < 0.7 and gaussian > 8 * halves and noise > 40 * halves
 

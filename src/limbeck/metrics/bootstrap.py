@@ -43,7 +43,5 @@ def bootstrap_floor(
 
     values = torch.tensor([statistic(resample(), rows) for _ in range(repeats)], dtype=torch.float64)
     if infinite := int((~values.isfinite()).sum()):
-        raise LimbeckError(
-            f"the statistic is NaN or infinite on {infinite} of {repeats} resamples: check what it divides by"
-        )
+        raise LimbeckError(f"the statistic is NaN or infinite on {infinite} of {repeats} resamples: check what it divides by")
     return values.quantile(0.5).item()

@@ -79,9 +79,7 @@ def total_variation(p: Tensor, q: Tensor) -> float:
     """
     laws = as_rows(p.reshape(-1), "p"), as_rows(q.reshape(-1), "q")
     if p.shape != q.shape:
-        raise LimbeckError(
-            f"p has shape {tuple(p.shape)} and q {tuple(q.shape)}: pass laws on the same cells"
-        )
+        raise LimbeckError(f"p has shape {tuple(p.shape)} and q {tuple(q.shape)}: pass laws on the same cells")
     for name, law in zip(("p", "q"), laws, strict=True):
         if law.min() < 0 or abs(law.sum().item() - 1) > 1e-6:
             raise LimbeckError(

@@ -43,9 +43,7 @@ def _root(covariance: Tensor, name: str) -> Tensor:
     values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
     largest = values[-1].clamp(min=0)
     if values[0] < -1e-6 * largest:
-        raise LimbeckError(
-            f"{name} has a covariance with the eigenvalue {values[0].item():.3g}: none may be negative"
-        )
+        raise LimbeckError(f"{name} has a covariance with the eigenvalue {values[0].item():.3g}: none may be negative")
     # Rounding leaves null directions at about 1e-16 of the largest eigenvalue, whose root would be 1e-8.
     null = values < len(values) * torch.finfo(torch.float64).eps * largest
     return vectors * values.masked_fill(null, 0).sqrt() @ vectors.T
@@ -60,9 +58,7 @@ def frechet_distance_of_moments(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tenso
     """
     a, b = _checked(a, "a"), _checked(b, "b")
     if a.mean.shape != b.mean.shape:
-        raise LimbeckError(
-            f"a has {len(a.mean)} dimensions and b {len(b.mean)}: use the same features for both"
-        )
+        raise LimbeckError(f"a has {len(a.mean)} dimensions and b {len(b.mean)}: use the same features for both")
     overlap = torch.linalg.svdvals(_root(a.covariance, "a") @ _root(b.covariance, "b")).sum()
     shift = (a.mean - b.mean).square().sum()
     return max(0.0, (shift + a.covariance.trace() + b.covariance.trace() - 2 * overlap).item())
@@ -106,17 +102,13 @@ class BlockEstimate(NamedTuple):
     std: float
 
 
-def kernel_distance_of_blocks(
-    features_x: Tensor, features_y: Tensor, size: int, blocks: int, seed: int
-) -> BlockEstimate:
+def kernel_distance_of_blocks(features_x: Tensor, features_y: Tensor, size: int, blocks: int, seed: int) -> BlockEstimate:
     """KID as papers report it: mean and spread over `blocks` random subsets of `size` samples of each set.
 
     Subsets are drawn without replacement (usually 100 blocks of 1000). Raises `LimbeckError` as
     `kernel_distance`, for size < 2 or above the samples at hand, or no blocks.
     """
-    x, y = as_pair(
-        features_x, features_y, least=at_least(size, 2, "size"), names=("features_x", "features_y")
-    )
+    x, y = as_pair(features_x, features_y, least=at_least(size, 2, "size"), names=("features_x", "features_y"))
     at_least(blocks, 1, "blocks")
     generator = torch.Generator().manual_seed(seed)
 

@@ -90,9 +90,7 @@ def class_variance_ratio(x: Tensor, labels: Tensor, real: Tensor, real_labels: T
     as_pair(x, real, names=("x", "real"))
     given, wanted = _class_variance(x, labels, "x"), _class_variance(real, real_labels, "real")
     if given.keys() != wanted.keys():
-        raise LimbeckError(
-            f"x has the classes {sorted(given)} and real {sorted(wanted)}: draw samples of the same classes"
-        )
+        raise LimbeckError(f"x has the classes {sorted(given)} and real {sorted(wanted)}: draw samples of the same classes")
     if flat := [label for label, variance in wanted.items() if variance == 0]:
         raise LimbeckError(f"all real samples of class {flat[0]} are equal: the ratio to them is undefined")
     return sum(given[label] / wanted[label] for label in wanted) / len(wanted)

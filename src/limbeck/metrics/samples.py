@@ -16,16 +16,12 @@ def as_rows(x: Tensor, name: str, least: int = 1) -> Tensor:
     Raises `LimbeckError` for fewer than `least` samples, no dimensions, complex or non-finite values.
     """
     if x.ndim == 0 or x.is_complex():
-        raise LimbeckError(
-            f"{name} has shape {tuple(x.shape)} and dtype {x.dtype}: pass real samples of shape (N, ...)"
-        )
+        raise LimbeckError(f"{name} has shape {tuple(x.shape)} and dtype {x.dtype}: pass real samples of shape (N, ...)")
     if len(x) < least:
         raise LimbeckError(f"{name} has {len(x)} samples, at least {least} are needed: draw more")
     rows = x.detach().to(torch.float64).reshape(len(x), x[0].numel())
     if rows.shape[1] == 0:
-        raise LimbeckError(
-            f"{name} has shape {tuple(x.shape)}, which holds no values: pass samples with D >= 1"
-        )
+        raise LimbeckError(f"{name} has shape {tuple(x.shape)}, which holds no values: pass samples with D >= 1")
     if not (finite := rows.isfinite().all(1)).all():
         raise LimbeckError(
             f"{name} has NaN or infinite values in {int((~finite).sum())} of {len(x)} samples: "
@@ -34,9 +30,7 @@ def as_rows(x: Tensor, name: str, least: int = 1) -> Tensor:
     return rows
 
 
-def as_pair(
-    x: Tensor, y: Tensor, least: int = 1, names: tuple[str, str] = ("x", "y")
-) -> tuple[Tensor, Tensor]:
+def as_pair(x: Tensor, y: Tensor, least: int = 1, names: tuple[str, str] = ("x", "y")) -> tuple[Tensor, Tensor]:
     """Two sets of samples of the same shape but for their number, as rows (N, D) and (M, D)."""
     rows = as_rows(x, names[0], least), as_rows(y, names[1], least)
     if x.shape[1:] != y.shape[1:]:
@@ -51,8 +45,7 @@ def as_labels(labels: Tensor, count: int, name: str) -> Tensor:
     """Integer labels (N,), one per sample."""
     if labels.shape != (count,) or labels.is_floating_point() or labels.is_complex():
         raise LimbeckError(
-            f"{name} has shape {tuple(labels.shape)} and dtype {labels.dtype}: "
-            f"pass {count} integers, one per sample"
+            f"{name} has shape {tuple(labels.shape)} and dtype {labels.dtype}: pass {count} integers, one per sample"
         )
     return labels.detach()
 

@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import Any
 
 from limbeck.errors import unknown
+from limbeck.tasks.digit_features import DigitFeatures, digit_split, load_digit_features, load_digits
 from limbeck.tasks.task import Evaluator, Task, heun_sampler
 
 TASKS = {
@@ -24,4 +25,22 @@ def build_task(
     return getattr(import_module(module), function)(**dict(options or {}), device=device, dtype=dtype, quiet=quiet)
 
 
-__all__ = ["TASKS", "Evaluator", "Task", "build_task", "heun_sampler"]
+def preferred_options(name: str) -> dict[str, dict[str, Any]]:
+    """Method options that suit a task better than the methods' own defaults, by method."""
+    if name not in TASKS:
+        raise unknown("task", name, TASKS)
+    return getattr(import_module(TASKS[name].partition(":")[0]), "PREFERRED", {})
+
+
+__all__ = [
+    "TASKS",
+    "DigitFeatures",
+    "Evaluator",
+    "Task",
+    "build_task",
+    "digit_split",
+    "heun_sampler",
+    "load_digit_features",
+    "load_digits",
+    "preferred_options",
+]

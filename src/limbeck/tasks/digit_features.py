@@ -64,9 +64,7 @@ class DigitFeatures(nn.Module):
     def raw_features(self, x: Tensor) -> Tensor:
         """The features (N, 32) before whitening, float64, of images (N, 1, 8, 8) in [-1, 1] (not clamped)."""
         if x.shape[1:] != (1, 8, 8):
-            raise LimbeckError(
-                f"images have shape {tuple(x.shape)}: the digits' feature net takes (N, 1, 8, 8)"
-            )
+            raise LimbeckError(f"images have shape {tuple(x.shape)}: the digits' feature net takes (N, 1, 8, 8)")
         return self.body(x.to(self.mean.dtype))
 
     def features(self, x: Tensor) -> Tensor:
