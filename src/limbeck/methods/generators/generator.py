@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.denoisers import Cond, Denoiser
+from limbeck.denoisers import Cond
 from limbeck.errors import LimbeckError
 from limbeck.networks import Heads, candidate_layers, feature_shapes
 from limbeck.noise import Process
@@ -63,7 +63,8 @@ class Generator(Method):
 
     def __init__(self, parts: Ingredients, sigmas: tuple[float, ...], student: nn.Module | None = None):
         self.student: Any = trained_copy(parts.teacher) if student is None else student
-        self.process: Process = self.student.process
+        process: Any = self.student.process
+        self.process: Process = process
         self.shape, self.sigma_data = parts.shape, parts.sigma_data
         self.times = self.process.time_of(torch.tensor(sigmas, dtype=torch.float64))
         low, high = self.process.t_min, self.process.t_max
@@ -86,7 +87,7 @@ class Generator(Method):
 
     def sampler(self, ema: bool = True, steps: int | None = None) -> Callable[..., Tensor]:
         """The student as (z (B, ...) standard normal, cond, fresh noise of step i) -> x, with its first ``steps`` steps."""
-        denoiser: Denoiser = self.roles["student"].best if ema else self.student
+        denoiser: Any = self.roles["student"].best if ema else self.student
         rollout = self.rollout if steps is None else Rollout(self.process, tuple(self.times[:steps].tolist()))
 
         @torch.no_grad()
