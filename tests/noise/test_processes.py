@@ -151,8 +151,10 @@ def test_ddpm_tables_are_those_of_diffusers(process, options):
     torch.testing.assert_close(given_table.a(i) ** 2, scheduler.alphas_cumprod.double(), rtol=1e-12, atol=0)
 
 
-def test_a_given_table_sets_the_number_of_steps():
-    process = DDPM(alphas_cumprod=(0.9, 0.5, 0.1))
+@pytest.mark.parametrize("table", [(0.9, 0.5, 0.1), [0.9, 0.5, 0.1], f64([0.9, 0.5, 0.1])], ids=["tuple", "list", "tensor"])
+def test_a_given_table_sets_the_number_of_steps(table):
+    process = DDPM(alphas_cumprod=table)
+    assert process == DDPM(alphas_cumprod=(0.9, 0.5, 0.1))
     assert (process.steps, process.t_min, process.t_max) == (3, 0.0, 2.0)
     torch.testing.assert_close(process.table, f64([0.9, 0.5, 0.1]))
 

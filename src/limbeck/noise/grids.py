@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,9 +21,12 @@ def ramp(
     begin: float,
     finish: float,
     end: int,
-    shape: Literal["linear", "sqrt", "cosine"] = "linear",
+    shape: str = "linear",
 ) -> float:
-    """A value that goes from ``begin`` at step ``start`` to ``finish`` at step ``end`` and stays outside."""
+    """A value that goes from ``begin`` at step ``start`` to ``finish`` at step ``end`` and stays outside.
+
+    ``shape``: linear, sqrt (fast first) or cosine (slow at both ends).
+    """
     share = min(max((step - start) / max(end - start, 1), 0.0), 1.0)
     if shape == "sqrt":
         share = math.sqrt(share)
