@@ -87,8 +87,7 @@ def test_processors_are_exchanged_and_restored(net):
 def test_perturbed_attention_is_attention_with_a_diagonal_mask(net):
     def masked(attention, x, context):
         q, k, v = (
-            attention.split(f(c))
-            for f, c in ((attention.query, x), (attention.key, context), (attention.value, context))
+            attention.split(f(c)) for f, c in ((attention.query, x), (attention.key, context), (attention.value, context))
         )
         mask = torch.eye(x.shape[1], dtype=torch.bool)
         return attention.output(attention.merge(nn.functional.scaled_dot_product_attention(q, k, v, mask)))
@@ -116,13 +115,9 @@ class Decoupled(nn.Module):
         self.picture, self.scale = picture, scale
 
     def forward(self, attention, x, context):
-        q, k, v = (
-            attention.split(t) for t in (attention.query(x), self.key(self.picture), self.value(self.picture))
-        )
+        q, k, v = (attention.split(t) for t in (attention.query(x), self.key(self.picture), self.value(self.picture)))
         extra = attention.merge(nn.functional.scaled_dot_product_attention(q, k, v))
-        return attend(attention, x, context) + self.scale * nn.functional.linear(
-            extra, attention.output.weight
-        )
+        return attend(attention, x, context) + self.scale * nn.functional.linear(extra, attention.output.weight)
 
 
 def test_a_processor_with_parameters_belongs_to_the_network_while_installed(net):

@@ -63,9 +63,7 @@ def test_float32_follows_float64(config):
     net = awake(config)
     x, c = example(net)
     y = net(x, c, labels(0, 3, 4))
-    torch.testing.assert_close(
-        net.float()(x.float(), c.float(), labels(0, 3, 4)).double(), y, rtol=0, atol=1e-4
-    )
+    torch.testing.assert_close(net.float()(x.float(), c.float(), labels(0, 3, 4)).double(), y, rtol=0, atol=1e-4)
 
 
 @every_network

@@ -70,9 +70,7 @@ def test_text_of_any_length_reaches_every_token_and_its_null_is_zeros():
     text = torch.randn(2, 7, 5, dtype=F64)
     assert ((net(x, c, {"text": text}) - without).abs() > 1e-7).all()
     # a set of tokens: their order carries no meaning for the attention itself
-    torch.testing.assert_close(
-        net(x, c, {"text": text.flip(1)}), net(x, c, {"text": text}), rtol=1e-10, atol=1e-10
-    )
+    torch.testing.assert_close(net(x, c, {"text": text.flip(1)}), net(x, c, {"text": text}), rtol=1e-10, atol=1e-10)
 
 
 def test_text_and_label_together():

@@ -75,10 +75,7 @@ def test_class_projection_is_zero_at_first_and_then_an_inner_product():
     assert torch.equal(heads(features, null), heads(features))
     table = heads.label.table.weight.view(4, 2, 16)
     hidden = [trunk(features[name]) for name, trunk in zip(shapes, heads.trunks, strict=True)]
-    expected = [
-        [float(hidden[i][b] @ (table[label, i] - table[3, i])) for i in (0, 1)]
-        for b, label in ((0, 0), (1, 2))
-    ]
+    expected = [[float(hidden[i][b] @ (table[label, i] - table[3, i])) for i in (0, 1)] for b, label in ((0, 0), (1, 2))]
     found = heads(features, cond) - heads(features)
     torch.testing.assert_close(found, torch.tensor(expected, dtype=F64), rtol=1e-10, atol=1e-10)
 
@@ -96,9 +93,7 @@ def test_heads_on_the_features_of_a_u_net_send_gradients_to_its_input():
     logits = heads(tap.features)
     F.softplus(-logits).mean().backward()
     assert logits.shape == (2, 3) and x.grad.abs().max() > 0
-    assert all(p.grad is None for p in net.parameters()) and all(
-        p.grad is not None for p in heads.parameters()
-    )
+    assert all(p.grad is None for p in net.parameters()) and all(p.grad is not None for p in heads.parameters())
 
 
 def test_heads_on_the_tokens_of_a_transformer():

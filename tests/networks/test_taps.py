@@ -158,18 +158,11 @@ def test_a_shared_layer_has_both_names():
 
 def test_candidate_layers_of_a_u_net():
     net = UNet((1, 8, 8), channels=4, multipliers=(1, 2), classes=3)
-    shapes = candidate_layers(
-        net, torch.zeros(2, 1, 8, 8), torch.zeros(2), cond={"label": torch.tensor([0, 3])}
-    )
+    shapes = candidate_layers(net, torch.zeros(2, 1, 8, 8), torch.zeros(2), cond={"label": torch.tensor([0, 3])})
     assert shapes["encoder.1.0"] == (2, 8, 4, 4) and shapes["output"] == (2, 1, 8, 8)
     assert shapes["conditioning"] == (2, 128)
     order = list(shapes)
-    assert (
-        order.index("encoder.0.0")
-        < order.index("encoder.1.0")
-        < order.index("middle.0")
-        < order.index("output")
-    )
+    assert order.index("encoder.0.0") < order.index("encoder.1.0") < order.index("middle.0") < order.index("output")
 
 
 def test_candidate_layers_leaves_the_module_as_it_was():

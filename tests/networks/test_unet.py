@@ -45,9 +45,7 @@ def test_levels_have_the_promised_channels_and_resolutions():
 
 
 def test_attention_sits_where_it_is_asked_for():
-    names = [
-        name for name, _ in awake(attention=(8,)).named_modules() if name.endswith("attention.attention")
-    ]
+    names = [name for name, _ in awake(attention=(8,)).named_modules() if name.endswith("attention.attention")]
     assert names == ["encoder.1.0.attention.attention", "decoder.1.0.attention.attention"]
 
 
@@ -61,9 +59,7 @@ def test_the_resampling_modules_can_be_replaced():
     torch.testing.assert_close(net(x, c), before, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("channels", "least", "groups"), [(32, 4, 8), (256, 4, 32), (6, 4, 1), (24, 4, 6), (3, 4, 1)]
-)
+@pytest.mark.parametrize(("channels", "least", "groups"), [(32, 4, 8), (256, 4, 32), (6, 4, 1), (24, 4, 6), (3, 4, 1)])
 def test_group_norm_divides_the_channels(channels, least, groups):
     assert group_norm(channels, least).num_groups == groups
 
