@@ -14,6 +14,7 @@ from limbeck.networks import Heads, candidate_layers, feature_shapes
 from limbeck.noise import Process
 from limbeck.rules import Sample
 from limbeck.samplers import Rollout
+from limbeck.tasks import Task
 from limbeck.training import Batch, Method
 
 
@@ -32,6 +33,16 @@ class Ingredients:
     images: bool = False
     sigma_data: float = 0.5
     network: Callable[[], nn.Module] | None = None
+
+
+def make_method(cls: type["Generator"], options: Any, task: Task, seed: int) -> "Generator":
+    """A method with its options on a task; new weights and heads come from the seed."""
+    torch.manual_seed(seed)
+    rows = torch.arange(min(64, task.source.size))
+    x, cond = task.source.fetch(rows)
+    example = task.evaluator.real[rows] if x is None else x
+    parts = Ingredients(task.teacher, task.shape, example, cond, x is not None, task.sigma_data, task.network)
+    return cls(parts, options)  # type: ignore[call-arg]
 
 
 def trained_copy(teacher: object) -> Any:
