@@ -1,13 +1,12 @@
 """DMD on the digits: one call of the student against 35 of its teacher (arXiv 2311.18828, 2405.14867).
 
-Arms: the student; two negative controls at a third of the iterations, a critic that never learns (SDS-like collapse) and
-shuffled conditions (the pull towards another class). The teacher is gated as well as the ratio: a weak teacher would make
+Arms: the student; two negative controls, a critic that never learns (at a third of the iterations) and the student asked
+for other classes than it is judged by. The teacher is gated as well as the ratio: a weak teacher would make
 any student pass.
 """
 
 from collections.abc import Sequence
-
-import torch
+from dataclasses import replace
 
 from limbeck.claims.claim import Check, Claim, Figures, at_least, at_most, medians
 from limbeck.claims.generators.digits import digits_task, distil, judged, teacher_figures
@@ -25,7 +24,11 @@ def measure(seed: int) -> Figures:
     figures |= {**judged(method, "student"), "student seconds": seconds}
     dead, _ = distil("dmd", seed, iterations=300, critic=OptimizerOptions(lr=0.0))
     figures |= judged(dead, "dead critic")
-    shuffle = torch.randperm(10, generator=torch.Generator().manual_seed(seed))
+    evaluator = digits_task().evaluator
+    assert evaluator.cond is not None
+    others = {"label": (evaluator.cond["label"] + 1) % 10}
+    shifted = replace(evaluator, accuracy=lambda x, cond: evaluator.accuracy(x, others))  # type: ignore[misc]
+    figures["shuffled accuracy"] = shifted(method.sampler(), 1)["accuracy"]
     return figures
 
 
@@ -42,6 +45,7 @@ def judge(runs: Sequence[Figures]) -> list[Check]:
         at_most("seconds of distillation", m["student seconds"], 60),
         at_least("teacher at 1 NFE / student, Frechet distance", m["teacher at 1 NFE frechet"] / m["student frechet"], 5),
         at_least("control: critic that never learns / student, Frechet", m["dead critic frechet"] / m["student frechet"], 3),
+        at_most("control: accuracy against other classes than asked for", m["shuffled accuracy"], 0.1),
     ]
 
 
