@@ -1,1 +1,67 @@
-""""""
+"""Small networks of Limbeck's own, taps on the features of any network, and discriminator heads on them.
+
+A raw network is called as `forward(x, c_noise, cond=None)` and returns a tensor like x (B, ...); c_noise (B,)
+is the noise input as a preconditioner scales it (ln(sigma)/4, t in [0, 1], or a timestep 0..1000). cond is
+None or a mapping such as {"label": LongTensor (B,)}; the label `classes`, one past the last, is the null
+class, and no condition means null. The attribute `null` says what stands for "no condition" per sample (None:
+the network is unconditional), and `build_network(net.config)` builds the network again.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from limbeck.errors import LimbeckError, unknown
+
+from .attention import Attention, Processor, attend, attentions, exchange_processors
+from .conditioning import Conditioning, LabelEmbedding, NoiseFeatures, sinusoids
+from .contract import Condition, Network
+from .dit import DiT
+from .heads import Heads, feature_shapes
+from .mlp import ResidualMLP
+from .taps import FeatureTap, candidate_layers
+from .unet import UNet
+
+NETWORKS: dict[str, type[ResidualMLP | UNet | DiT]] = {"mlp": ResidualMLP, "unet": UNet, "dit": DiT}
+
+
+def build_network(config: Mapping[str, Any]) -> ResidualMLP | UNet | DiT:
+    """A new network from {"kind": "mlp" | "unet" | "dit", **options of its constructor}.
+
+    Raises LimbeckError for an unknown kind, an unknown option or a missing one.
+    """
+    options = dict(config)
+    kind = options.pop("kind", None)
+    if kind not in NETWORKS:
+        raise unknown("kind of network", str(kind), NETWORKS)
+    parameters = inspect.signature(NETWORKS[kind]).parameters
+    for name in options:
+        if name not in parameters:
+            raise unknown(f"option of the network {kind!r}", name, parameters)
+    if "shape" not in options:
+        raise LimbeckError(f'the network {kind!r} needs a "shape", the shape of one sample')
+    return NETWORKS[kind](**options)
+
+
+__all__ = [
+    "NETWORKS",
+    "Attention",
+    "Condition",
+    "Conditioning",
+    "DiT",
+    "FeatureTap",
+    "Heads",
+    "LabelEmbedding",
+    "Network",
+    "NoiseFeatures",
+    "Processor",
+    "ResidualMLP",
+    "UNet",
+    "attend",
+    "attentions",
+    "build_network",
+    "candidate_layers",
+    "exchange_processors",
+    "feature_shapes",
+    "sinusoids",
+]

@@ -1,0 +1,158 @@
+"""A U-Net for images, after Karras et al. (2022, DDPM++) and Dhariwal and Nichol (2021, ADM), kept small."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from limbeck.errors import LimbeckError
+
+from .attention import Attention
+from .conditioning import Conditioning, NoiseFeatures
+from .contract import Condition, check_input, configuration
+
+
+def group_norm(channels: int, least: int = 4) -> nn.GroupNorm:
+    """GroupNorm with as many groups as divide `channels`, up to 32, of at least `least` channels each."""
+    groups = next(g for g in range(min(32, max(1, channels // least)), 0, -1) if channels % g == 0)
+    return nn.GroupNorm(groups, channels)
+
+
+class ImageAttention(nn.Module):
+    """Residual self-attention between the pixels of a map (B, C, H, W), its output initialised at zero."""
+
+    def __init__(self, channels: int, head_channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.attention = Attention(channels, max(1, channels // head_channels))
+        nn.init.zeros_(self.attention.output.weight)
+
+    def forward(self, h: Tensor) -> Tensor:
+        tokens = self.attention(self.norm(h).flatten(2).transpose(1, 2))
+        return h + tokens.transpose(1, 2).reshape(h.shape)
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm, SiLU, convolution, twice; the embedding scales and shifts the second norm (ADM)."""
+
+    def __init__(
+        self, inputs: int, outputs: int, embedding: int, dropout: float, head_channels: int | None
+    ) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.norm_in = group_norm(inputs)
+        self.conv_in = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.modulation = nn.Linear(embedding, 2 * outputs)
+        self.norm_out = group_norm(outputs)
+        self.conv_out = nn.Conv2d(outputs, outputs, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+        self.skip: nn.Module = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.attention: nn.Module = ImageAttention(outputs, head_channels) if head_channels else nn.Identity()
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        h = self.conv_in(F.silu(self.norm_in(x)))
+        scale, shift = self.modulation(e)[:, :, None, None].chunk(2, 1)
+        h = F.silu(torch.addcmul(shift, self.norm_out(h), 1 + scale))
+        h = self.conv_out(F.dropout(h, self.dropout, self.training))
+        return self.attention(self.skip(x) + h)
+
+
+class UNet(nn.Module):
+    """U-Net on images: x (B, C, H, W), c_noise (B,) -> (B, C, H, W).
+
+    Level i has `channels * multipliers[i]` channels and half the resolution of level i - 1 (`down` averages,
+    `up` repeats: modules that may be replaced); it has `blocks` residual blocks on the way down and as many
+    on the way up, each joined to its partner by a skip. `attention` lists the heights, among those of
+    `shape`, at which the pixels attend to each other. With `patch` > 1 the network works on patches moved
+    into channels: cheaper by patch^2. Images of another size than `shape` are welcome if
+    patch * 2^(levels - 1) divides it. `classes` > 0 takes cond {"label": LongTensor (B,)} (value `classes`,
+    or no cond: the null class).
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        channels: int = 32,
+        multipliers: Sequence[int] = (1, 2, 2),
+        blocks: int = 1,
+        attention: Sequence[int] = (),
+        classes: int = 0,
+        dropout: float = 0.0,
+        patch: int = 1,
+        head_channels: int = 32,
+        embedding: int = 128,
+        noise: NoiseFeatures = "fourier",
+        fourier_scale: float = 2.0,
+    ) -> None:
+        config = configuration("unet", locals())
+        super().__init__()
+        self.config = config
+        if len(shape) != 3 or not multipliers:
+            raise LimbeckError(
+                f"a U-Net needs a shape (C, H, W) and multipliers, not {shape} and {multipliers}"
+            )
+        self.shape, self.patch = tuple(shape), patch
+        levels = len(multipliers)
+        self.divisor = patch * 2 ** (levels - 1)
+        self._check_size(*self.shape[1:])
+        heights = [self.shape[1] // (patch * 2**i) for i in range(levels)]
+        if absent := set(attention) - set(heights):
+            raise LimbeckError(
+                f"attention at the heights {sorted(absent)}, but the levels have the heights {heights}"
+            )
+
+        def block(inputs: int, level: int) -> ResidualBlock:
+            attends = head_channels if heights[level] in attention else None
+            return ResidualBlock(inputs, widths[level], embedding, dropout, attends)
+
+        widths = [channels * m for m in multipliers]
+        self.conditioning = Conditioning(embedding, classes, noise, fourier_scale)
+        pixels = self.shape[0] * patch**2
+        self.input = nn.Conv2d(pixels, widths[0], 3, padding=1)
+        self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
+        inputs = widths[0]
+        for i, width in enumerate(widths):
+            self.encoder.append(nn.ModuleList(block(width if j else inputs, i) for j in range(blocks)))
+            inputs = width
+        self.middle = nn.ModuleList(block(inputs, levels - 1) for _ in range(2))
+        for i in reversed(range(levels)):
+            joined = [(widths[i] if j else inputs) + widths[i] for j in range(blocks)]
+            self.decoder.append(nn.ModuleList(block(n, i) for n in joined))
+            inputs = widths[i]
+        self.down = nn.ModuleList(nn.AvgPool2d(2) for _ in range(levels - 1))
+        self.up = nn.ModuleList(nn.Upsample(scale_factor=2, mode="nearest") for _ in range(levels - 1))
+        self.norm = group_norm(inputs)
+        self.output = nn.Conv2d(inputs, pixels, 3, padding=1)
+        nn.init.zeros_(self.output.weight)
+
+    @property
+    def null(self) -> dict[str, Tensor] | None:
+        """What stands for "no condition" per sample; None for an unconditional network."""
+        return self.conditioning.null
+
+    def _check_size(self, height: int, width: int) -> None:
+        if height % self.divisor or width % self.divisor:
+            raise LimbeckError(
+                f"images of {height} x {width} do not fit this U-Net: height and width must be multiples of "
+                f"{self.divisor} (pad the images, or use fewer multipliers or a smaller patch)"
+            )
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Condition | None = None) -> Tensor:
+        check_input(x, c_noise, (self.shape[0], None, None))
+        self._check_size(*x.shape[2:])
+        e = self.conditioning(c_noise, cond)
+        h = self.input(F.pixel_unshuffle(x, self.patch))
+        skips = []
+        for i, level in enumerate(self.encoder):
+            h = self.down[i - 1](h) if i else h
+            for block in level:  # type: ignore[attr-defined]
+                h = block(h, e)
+                skips.append(h)
+        for block in self.middle:
+            h = block(h, e)
+        for i, level in enumerate(self.decoder):
+            h = self.up[i - 1](h) if i else h
+            for block in level:  # type: ignore[attr-defined]
+                h = block(torch.cat([h, skips.pop()], 1), e)
+        return F.pixel_shuffle(self.output(F.silu(self.norm(h))), self.patch)
