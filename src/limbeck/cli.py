@@ -161,9 +161,11 @@ def distill(arguments: list[str]) -> int:
     if stored is not None:
         if named and find(stored.method).id != entry.id:
             raise LimbeckError(f"that run is of the method {stored.method!r}, not of {entry.id!r}; leave the method out")
-        same = {n: getattr(stored, n) for n in ("task", "seed", "device", "dtype", "micro_batches", "checkpoint_every")}
-        own = {n: stored.task_options[n] for n in OWN if n in stored.task_options}
-        base = replace(base, **same, **{n: Path(v) if n == "data" else v for n, v in own.items()})
+        same: dict[str, Any] = {
+            n: getattr(stored, n) for n in ("task", "seed", "device", "dtype", "micro_batches", "checkpoint_every")
+        }
+        same |= {n: Path(v) if n == "data" else v for n, v in stored.task_options.items() if n in OWN}
+        base = replace(base, **same)
     if not entry.module:
         raise LimbeckError(f"{entry.id} is a sampler and distils nothing; see `limbeck reproduce {entry.id}`")
     _, options_class, presets = entry.load()

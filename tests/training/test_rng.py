@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from limbeck.errors import LimbeckError
-from limbeck.training.rng import RngCapture, restore_rng, rng_state
+from limbeck.networks import RngCapture
+from limbeck.training.rng import restore_rng, rng_state
 
 
 def draws():

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from limbeck.denoisers import Cond, Denoiser
 from limbeck.errors import LimbeckError, unknown
-from limbeck.networks.replay import RngCapture
+from limbeck.networks import RngCapture
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 

@@ -12,15 +12,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from limbeck.errors import LimbeckError, unknown
-
-from .attention import Attention, Processor, attend, attentions, exchange_processors
-from .conditioning import Conditioning, LabelEmbedding, NoiseFeatures, sinusoids
-from .contract import Condition, Network
-from .dit import DiT
-from .heads import Heads, feature_shapes
-from .mlp import ResidualMLP
-from .taps import FeatureTap, candidate_layers
-from .unet import UNet
+from limbeck.networks.attention import Attention, Processor, attend, attentions, exchange_processors
+from limbeck.networks.conditioning import Conditioning, LabelEmbedding, NoiseFeatures, sinusoids
+from limbeck.networks.contract import Condition, Network
+from limbeck.networks.dit import DiT
+from limbeck.networks.heads import Heads, feature_shapes
+from limbeck.networks.mlp import ResidualMLP
+from limbeck.networks.replay import RngCapture
+from limbeck.networks.taps import FeatureTap, candidate_layers
+from limbeck.networks.unet import UNet
 
 NETWORKS: dict[str, type[ResidualMLP | UNet | DiT]] = {"mlp": ResidualMLP, "unet": UNet, "dit": DiT}
 
@@ -56,6 +56,7 @@ __all__ = [
     "NoiseFeatures",
     "Processor",
     "ResidualMLP",
+    "RngCapture",
     "UNet",
     "attend",
     "attentions",

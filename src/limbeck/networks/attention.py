@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limbeck.errors import LimbeckError
-
-from .taps import unknown_layer
+from limbeck.networks.taps import unknown_layer
 
 Processor = Callable[["Attention", Tensor, Tensor], Tensor]
 
@@ -34,9 +33,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, heads: int, context: int | None = None) -> None:
         super().__init__()
         if heads < 1 or channels % heads:
-            raise LimbeckError(
-                f"{channels} channels cannot be split into {heads} heads: choose a divisor of {channels}"
-            )
+            raise LimbeckError(f"{channels} channels cannot be split into {heads} heads: choose a divisor of {channels}")
         self.channels, self.heads, self.cross = channels, heads, context is not None
         self.query = nn.Linear(channels, channels)
         self.key = nn.Linear(context or channels, channels)

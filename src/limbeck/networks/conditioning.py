@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limbeck.errors import LimbeckError, unknown
-
-from .contract import Condition
+from limbeck.networks.contract import Condition
 
 NoiseFeatures = Literal["fourier", "positional"]
 
@@ -71,9 +70,7 @@ class Conditioning(nn.Module):
     Per-token noise inputs (B, L) give (B, L, width). `classes` > 0 takes the condition of `LabelEmbedding`.
     """
 
-    def __init__(
-        self, width: int, classes: int = 0, noise: NoiseFeatures = "fourier", fourier_scale: float = 2.0
-    ) -> None:
+    def __init__(self, width: int, classes: int = 0, noise: NoiseFeatures = "fourier", fourier_scale: float = 2.0) -> None:
         super().__init__()
         if noise not in ("fourier", "positional"):
             raise unknown("kind of noise features", noise, ("fourier", "positional"))

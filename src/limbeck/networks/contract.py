@@ -52,6 +52,4 @@ def check_input(x: Tensor, c_noise: Tensor, shape: tuple[int | None, ...], token
         raise LimbeckError(f"the network was built for x of shape (B, {sizes}), not {tuple(x.shape)}")
     allowed = [(len(x),), *([(len(x), tokens)] if tokens else [])]
     if tuple(c_noise.shape) not in allowed:
-        raise LimbeckError(
-            f"c_noise has shape {tuple(c_noise.shape)}: expected {' or '.join(map(str, allowed))}"
-        )
+        raise LimbeckError(f"c_noise has shape {tuple(c_noise.shape)}: expected {' or '.join(map(str, allowed))}")

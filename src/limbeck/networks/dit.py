@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limbeck.errors import LimbeckError
-
-from .attention import Attention
-from .conditioning import Conditioning, NoiseFeatures, sinusoids
-from .contract import Condition, check_input, configuration
+from limbeck.networks.attention import Attention
+from limbeck.networks.conditioning import Conditioning, NoiseFeatures, sinusoids
+from limbeck.networks.contract import Condition, check_input, configuration
 
 
 def position_features(grid: Sequence[int], channels: int) -> Tensor:
@@ -28,9 +27,7 @@ def modulate(h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 class DiTBlock(nn.Module):
     """Self-attention, cross-attention to the text (if any), MLP; with AdaLN-zero it starts as the identity."""
 
-    def __init__(
-        self, width: int, heads: int, expansion: int, embedding: int, text: int | None, dropout: float
-    ) -> None:
+    def __init__(self, width: int, heads: int, expansion: int, embedding: int, text: int | None, dropout: float) -> None:
         super().__init__()
         self.dropout = dropout
         self.modulation = nn.Linear(embedding, 6 * width)
@@ -91,13 +88,9 @@ class DiT(nn.Module):
             raise LimbeckError(f"a DiT needs a shape (C, H, W) or (L, C), not {self.shape}")
         extent = self.shape[1:] if len(self.shape) == 3 else self.shape[:1]
         if any(n % patch for n in extent):
-            raise LimbeckError(
-                f"patches of {patch} do not tile {' x '.join(map(str, extent))}: choose a common divisor"
-            )
+            raise LimbeckError(f"patches of {patch} do not tile {' x '.join(map(str, extent))}: choose a common divisor")
         if width % (2 * len(extent)):
-            raise LimbeckError(
-                f"width {width} must be a multiple of {2 * len(extent)} for the sine-cosine positions"
-            )
+            raise LimbeckError(f"width {width} must be a multiple of {2 * len(extent)} for the sine-cosine positions")
         self.grid = tuple(n // patch for n in extent)
         channels = (self.shape[0] if len(self.shape) == 3 else self.shape[1]) * patch ** len(extent)
         self.conditioning = Conditioning(embedding, classes, noise, fourier_scale)
@@ -106,14 +99,17 @@ class DiT(nn.Module):
         position = position_features(self.grid, width).to(torch.get_default_dtype())
         self.register_buffer("position", position, persistent=False)
         context = None if self.text is None else self.text[1]
-        self.blocks = nn.ModuleList(
-            DiTBlock(width, heads, expansion, embedding, context, dropout) for _ in range(blocks)
-        )
+        self.blocks = nn.ModuleList(DiTBlock(width, heads, expansion, embedding, context, dropout) for _ in range(blocks))
         self.modulation = nn.Linear(embedding, 2 * width)
         self.output = nn.Linear(width, channels)
         for layer in (self.modulation, self.output):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+
+    @property
+    def feature_layers(self) -> tuple[str, ...]:
+        """The layers that a discriminator reads by default."""
+        return (f"blocks.{len(self.blocks) // 2}",)
 
     @property
     def null(self) -> dict[str, Tensor] | None:
@@ -143,10 +139,7 @@ class DiT(nn.Module):
             return x.new_zeros(len(x), *self.text)
         text = cond["text"]
         if text.ndim != 3 or len(text) != len(x) or text.shape[2] != self.text[1]:
-            raise LimbeckError(
-                f'the condition "text" has shape {tuple(text.shape)}: '
-                f"expected ({len(x)}, any, {self.text[1]})"
-            )
+            raise LimbeckError(f'the condition "text" has shape {tuple(text.shape)}: expected ({len(x)}, any, {self.text[1]})')
         return text
 
     def _cut(self, x: Tensor) -> Tensor:

@@ -7,16 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError
+from limbeck.networks.conditioning import LabelEmbedding
+from limbeck.networks.contract import Condition
+from limbeck.networks.taps import candidate_layers, unknown_layer
+from limbeck.networks.unet import group_norm
 
-from .conditioning import LabelEmbedding
-from .contract import Condition
-from .taps import candidate_layers, unknown_layer
-from .unet import group_norm
 
-
-def stage(
-    inputs: int, outputs: int, kernel: tuple[int, int], stride: tuple[int, int], padding: int
-) -> nn.Sequential:
+def stage(inputs: int, outputs: int, kernel: tuple[int, int], stride: tuple[int, int], padding: int) -> nn.Sequential:
     # 16 channels per group: normalised over two or three numbers, a map of one pixel would tell nothing
     convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding)
     return nn.Sequential(convolution, group_norm(outputs, least=16), nn.SiLU())
@@ -59,15 +56,11 @@ class Heads(nn.Module):
     cond as in `LabelEmbedding`. Raises LimbeckError for a feature that is missing or of another shape.
     """
 
-    def __init__(
-        self, shapes: Mapping[str, Sequence[int]], width: int = 128, classes: int = 0, average: bool = False
-    ) -> None:
+    def __init__(self, shapes: Mapping[str, Sequence[int]], width: int = 128, classes: int = 0, average: bool = False) -> None:
         super().__init__()
         self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
         if not shapes or any(len(s) not in (1, 2, 3) or min(s) < 1 for s in self.shapes.values()):
-            raise LimbeckError(
-                f"give each feature a shape (C,), (L, C) or (C, H, W) without the batch, not {self.shapes}"
-            )
+            raise LimbeckError(f"give each feature a shape (C,), (L, C) or (C, H, W) without the batch, not {self.shapes}")
         self.width, self.average = width, average
         self.trunks = nn.ModuleList(
             map_trunk(s, width) if len(s) == 3 else VectorTrunk(s[-1], width) for s in self.shapes.values()
@@ -78,9 +71,7 @@ class Heads(nn.Module):
             nn.init.zeros_(self.label.table.weight)
 
     def forward(self, features: Mapping[str, Tensor], cond: Condition | None = None) -> Tensor:
-        hidden = [
-            trunk(self._checked(features, name)) for name, trunk in zip(self.shapes, self.trunks, strict=True)
-        ]
+        hidden = [trunk(self._checked(features, name)) for name, trunk in zip(self.shapes, self.trunks, strict=True)]
         logits = torch.cat([logit(h) for h, logit in zip(hidden, self.logits, strict=True)], 1)
         if self.label is not None:
             h = torch.stack(hidden, 1)
@@ -94,15 +85,11 @@ class Heads(nn.Module):
         found = tuple(feature.shape[1:])
         fits = len(found) == 2 and found[1] == shape[1] if len(shape) == 2 else found == shape
         if not fits:
-            raise LimbeckError(
-                f"feature {name!r}: found {found} per sample, expected {shape}: build the heads for it"
-            )
+            raise LimbeckError(f"feature {name!r}: found {found} per sample, expected {shape}: build the heads for it")
         return feature
 
 
-def feature_shapes(
-    module: nn.Module, names: Sequence[str], *example: Any, **options: Any
-) -> dict[str, tuple[int, ...]]:
+def feature_shapes(module: nn.Module, names: Sequence[str], *example: Any, **options: Any) -> dict[str, tuple[int, ...]]:
     """What `Heads` needs to know of these layers of `module`, read from one call on an example.
 
     Raises LimbeckError for a name that is not a layer with a tensor in its output.

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from torch import Tensor, addcmul, nn
 from torch.nn import functional as F
 
-from .conditioning import Conditioning, NoiseFeatures
-from .contract import Condition, check_input, configuration
+from limbeck.networks.conditioning import Conditioning, NoiseFeatures
+from limbeck.networks.contract import Condition, check_input, configuration
 
 
 class MLPBlock(nn.Module):
@@ -59,14 +59,17 @@ class ResidualMLP(nn.Module):
         self.shape = tuple(shape)
         self.conditioning = Conditioning(embedding, classes, noise, fourier_scale)
         self.input = nn.Linear(math.prod(self.shape), width)
-        self.blocks = nn.ModuleList(
-            MLPBlock(width, expansion * width, embedding, dropout) for _ in range(blocks)
-        )
+        self.blocks = nn.ModuleList(MLPBlock(width, expansion * width, embedding, dropout) for _ in range(blocks))
         # No nonlinearity between the last norm and the output: measurably better than SiLU.
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, math.prod(self.shape))
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
+
+    @property
+    def feature_layers(self) -> tuple[str, ...]:
+        """The layers that a discriminator reads by default."""
+        return tuple(f"blocks.{i}" for i in range(len(self.blocks)))
 
     @property
     def null(self) -> dict[str, Tensor] | None:

@@ -61,9 +61,7 @@ class FeatureTap:
         self._handles = [m.register_forward_hook(self._recorder(name)) for name, m in self._layers.items()]
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -74,9 +72,7 @@ class FeatureTap:
         def record(module: nn.Module, args: Any, output: Any) -> None:
             feature = first_tensor(output)
             if feature is None:
-                raise LimbeckError(
-                    f"layer {name!r} puts out a {type(output).__name__} without a tensor: tap another"
-                )
+                raise LimbeckError(f"layer {name!r} puts out a {type(output).__name__} without a tensor: tap another")
             self.features[name] = feature
 
         return record
@@ -89,9 +85,7 @@ class FeatureTap:
         if name not in self._layers:
             raise unknown_layer("tapped layer", name, self.names)
         if name not in self.features:
-            raise LimbeckError(
-                f"layer {name!r} has not run since the tap was opened: call the module inside `with tap:`"
-            )
+            raise LimbeckError(f"layer {name!r} has not run since the tap was opened: call the module inside `with tap:`")
         return self.features[name]
 
 

@@ -7,10 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limbeck.errors import LimbeckError
-
-from .attention import Attention
-from .conditioning import Conditioning, NoiseFeatures
-from .contract import Condition, check_input, configuration
+from limbeck.networks.attention import Attention
+from limbeck.networks.conditioning import Conditioning, NoiseFeatures
+from limbeck.networks.contract import Condition, check_input, configuration
 
 
 def group_norm(channels: int, least: int = 4) -> nn.GroupNorm:
@@ -36,9 +35,7 @@ class ImageAttention(nn.Module):
 class ResidualBlock(nn.Module):
     """GroupNorm, SiLU, convolution, twice; the embedding scales and shifts the second norm (ADM)."""
 
-    def __init__(
-        self, inputs: int, outputs: int, embedding: int, dropout: float, head_channels: int | None
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, head_channels: int | None) -> None:
         super().__init__()
         self.dropout = dropout
         self.norm_in = group_norm(inputs)
@@ -89,18 +86,14 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         if len(shape) != 3 or not multipliers:
-            raise LimbeckError(
-                f"a U-Net needs a shape (C, H, W) and multipliers, not {shape} and {multipliers}"
-            )
+            raise LimbeckError(f"a U-Net needs a shape (C, H, W) and multipliers, not {shape} and {multipliers}")
         self.shape, self.patch = tuple(shape), patch
         levels = len(multipliers)
         self.divisor = patch * 2 ** (levels - 1)
         self._check_size(*self.shape[1:])
         heights = [self.shape[1] // (patch * 2**i) for i in range(levels)]
         if absent := set(attention) - set(heights):
-            raise LimbeckError(
-                f"attention at the heights {sorted(absent)}, but the levels have the heights {heights}"
-            )
+            raise LimbeckError(f"attention at the heights {sorted(absent)}, but the levels have the heights {heights}")
 
         def block(inputs: int, level: int) -> ResidualBlock:
             attends = head_channels if heights[level] in attention else None
@@ -125,6 +118,11 @@ class UNet(nn.Module):
         self.norm = group_norm(inputs)
         self.output = nn.Conv2d(inputs, pixels, 3, padding=1)
         nn.init.zeros_(self.output.weight)
+
+    @property
+    def feature_layers(self) -> tuple[str, ...]:
+        """The layers that a discriminator reads by default: the bottleneck."""
+        return ("middle.1",)
 
     @property
     def null(self) -> dict[str, Tensor] | None:

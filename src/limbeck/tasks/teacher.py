@@ -89,8 +89,7 @@ def cached_teacher(
         Denoising(fresh, options), source, LoopOptions(options.iterations, options.batch, seed=options.seed), quiet=quiet
     )
     loop.train(f"train teacher {name}")
-    teacher = loop.method.roles["teacher"].best
-    assert isinstance(teacher, Preconditioned)
+    teacher: Any = loop.method.roles["teacher"].best
     info = {"seconds": round(loop.seconds, 1), "iterations": options.iterations}
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # two processes may train the same teacher at once

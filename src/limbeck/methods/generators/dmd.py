@@ -26,7 +26,7 @@ from torch import Tensor
 
 from limbeck.denoisers import Cond, Denoiser
 from limbeck.errors import LimbeckError
-from limbeck.losses import denoising_loss, discriminator_loss, generator_loss, r1_finite_difference
+from limbeck.losses import denoising_loss, discriminator_loss, generator_loss, logit_accuracy, r1_finite_difference
 from limbeck.methods.generators.generator import Generator, Ingredients, discriminator_on, trained_copy
 from limbeck.networks import FeatureTap
 from limbeck.noise import InSigma, Karras, LogNormal
@@ -106,7 +106,7 @@ class DMD(Generator):
             if not parts.images:
                 raise LimbeckError("gan_weight > 0 needs real images for the discriminator; give data or set gan_weight to 0")
             self.watched = self.critic if options.gan_on == "critic" else parts.teacher
-            self.layers, self.heads = discriminator_on(self.watched, parts, options.gan_features)
+            self.heads = discriminator_on(self.watched, parts, options.gan_features)
             self.roles["discriminator"] = Role(self.heads, options.discriminator)
 
     def step(self, batch: Batch) -> Step:
@@ -144,9 +144,9 @@ class DMD(Generator):
 
     def logits(self, x_t: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
         """log p_real / p_fake at (x_t, t, c) from the watched network's features, (B, heads)."""
-        with FeatureTap(self.watched, self.layers) as tap:
+        with FeatureTap(self.watched, list(self.heads.shapes)) as tap:
             self.watched(x_t, t, cond)
-            return self.heads([tap[name] for name in self.layers])
+        return self.heads(tap.features)
 
     def gan_gradient(self, sample: Sample, t: Tensor, eps: Tensor) -> Tensor:
         """Gradient of (4)'s term for the sum over elements of x, like a pull's."""
@@ -160,17 +160,16 @@ class DMD(Generator):
         """L_D of (4); real and fake at times and noises of their own."""
         assert batch.x is not None
         logits = []
-        for name, x in (("real", batch.x), ("fake", fake)):
+        for name, x in (("fake", fake), ("real", batch.x)):
             t = self.critic_times(batch.noise.uniform(f"{name} time"))
             x_t = self.process.add_noise(x, self.normal(batch, f"{name} noise"), t)
             logits.append(self.logits(x_t, t, batch.cond))
-            if name == "real" and self.options.gan_r1 > 0:
-                at = self.process.add_noise(x, self.normal(batch, "real noise"), t)
-                r1 = r1_finite_difference(lambda y, t=t: self.logits(y, t, batch.cond), at, self.normal(batch, "r1 noise"))
-        loss = discriminator_loss(logits[0], logits[1])
+        fake_logits, real_logits = logits
+        loss = discriminator_loss(real_logits, fake_logits)
         if self.options.gan_r1 > 0:
-            loss = loss + self.options.gan_r1 * r1
-        return loss, {"real_logit": logits[0].detach().mean(), "fake_logit": logits[1].detach().mean()}
+            of_real = lambda y: self.logits(y, t, batch.cond)  # noqa: E731
+            loss = loss + self.options.gan_r1 * r1_finite_difference(of_real, x_t, self.normal(batch, "r1 noise"))
+        return loss, {"logit_accuracy": logit_accuracy(real_logits.detach(), fake_logits.detach())}
 
 
 METHOD, OPTIONS = DMD, DMDOptions

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.denoisers import Cond, Denoiser
-from limbeck.errors import LimbeckError, unknown
-from limbeck.networks import Heads, candidate_layers
+from limbeck.errors import LimbeckError
+from limbeck.networks import Heads, candidate_layers, feature_shapes
 from limbeck.noise import Process
 from limbeck.rules import Sample
 from limbeck.samplers import Rollout
@@ -34,7 +34,7 @@ class Ingredients:
     network: Callable[[], nn.Module] | None = None
 
 
-def trained_copy(teacher: object) -> nn.Module:
+def trained_copy(teacher: object) -> Any:
     """A copy of the teacher to be trained. Raises LimbeckError where the teacher is no module with parameters."""
     if not isinstance(teacher, nn.Module) or not any(True for _ in teacher.parameters()):
         raise LimbeckError(
@@ -44,21 +44,18 @@ def trained_copy(teacher: object) -> nn.Module:
     return copy.deepcopy(teacher).requires_grad_(True)
 
 
-def discriminator_on(watched: Any, parts: Ingredients, layers: tuple[str, ...]) -> tuple[tuple[str, ...], Heads]:
-    """The tapped layers of a denoiser (its network's own choice if none are named) and new heads on them."""
+def discriminator_on(watched: Any, parts: Ingredients, layers: tuple[str, ...]) -> Heads:
+    """New heads on the named layers of a denoiser; none named: those that its network calls ``feature_layers``."""
     x = parts.example[:2]
     cond = None if parts.cond is None else {name: value[:2] for name, value in parts.cond.items()}
-    t = watched.process.time_of(torch.full((len(x),), 0.5, dtype=torch.float64))
-    shapes = candidate_layers(watched, (x, t, cond))
+    t = watched.process.time_of(torch.full((len(x),), 0.5, dtype=torch.float64, device=x.device))
     if not layers:
         chosen = getattr(getattr(watched, "network", None), "feature_layers", ())
         layers = tuple(f"network.{name}" for name in chosen)
     if not layers:
-        raise LimbeckError(f"name the layers for the discriminator (gan_features); candidates: {', '.join(shapes)}")
-    for name in layers:
-        if name not in shapes:
-            raise unknown("feature layer", name, shapes)
-    return layers, Heads([shapes[name] for name in layers]).to(x)
+        names = ", ".join(candidate_layers(watched, x, t, cond))
+        raise LimbeckError(f"name the layers that the discriminator reads (gan_features); candidates: {names}")
+    return Heads(feature_shapes(watched, layers, x, t, cond)).to(x)
 
 
 class Generator(Method):

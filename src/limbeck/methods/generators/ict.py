@@ -107,9 +107,8 @@ class ICT(Generator):
             warnings.warn(f"sigma_data={parts.sigma_data:g}, but the data's standard deviation is {measured:.3g}", stacklevel=2)
         process = VE(options.t_min, options.t_max)
         network = copy.deepcopy(parts.teacher.network) if options.start == "teacher" else _new(parts)
-        for module in network.modules():
-            if isinstance(module, nn.Dropout) and options.dropout is not None:
-                module.p = options.dropout
+        if options.dropout is not None:
+            _set_dropout(network, options.dropout)
         student = Preconditioned(network.requires_grad_(True), process, "consistency", parts.sigma_data)  # (1)
         super().__init__(parts, (options.t_max, options.second), student)
         self.options = options
@@ -154,6 +153,14 @@ class ICT(Generator):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         if self.options.target == "ema":
             self.target.load_state_dict(state)
+
+
+def _set_dropout(network: nn.Module, p: float) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = p
+        elif isinstance(getattr(module, "dropout", None), float):  # the library's own networks
+            module.dropout = p
 
 
 def _new(parts: Ingredients) -> nn.Module:

@@ -1,0 +1,119 @@
+"""limbeck reproduce: run claims over seeds, in one process or two, and show what held."""
+
+import json
+import multiprocessing
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+from limbeck.claims.claim import Claim, Figures, failed, result
+from limbeck.errors import LimbeckError
+from limbeck.methods import find
+
+CLAIMS = {
+    "dmd": "limbeck.claims.generators.dmd",
+    "sid": "limbeck.claims.generators.sid",
+    "ict": "limbeck.claims.generators.ict",
+    "gaussian-score": "limbeck.claims.generators.gaussian_score",
+}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Run methods' own claims on this computer; exit code 1 where a gated one does not hold."""
+
+    methods: tuple[str, ...]
+    seeds: int = 3
+    """Runs of every arm; figures are medians."""
+    jobs: int = 1
+    """Processes; the figures do not depend on it."""
+    json: Path | None = None
+    """Write the results here."""
+
+
+def reproduce(arguments: list[str]) -> int:
+    """Parse the command's arguments, run the claims, print the table; returns the exit code."""
+    import tyro
+
+    everything = "--all" in arguments
+    arguments = [a for a in arguments if a != "--all"]
+    if everything:
+        arguments = [*CLAIMS, *arguments]
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        raise LimbeckError(f"name the methods to reproduce, or --all; there are claims for: {', '.join(CLAIMS)}")
+    parser = Annotated[Arguments, tyro.conf.configure(tyro.conf.PositionalRequiredArgs)]
+    given: Any = tyro.cli(parser, prog="limbeck reproduce", args=arguments)  # type: ignore[call-overload]
+    if given.seeds < 1 or given.jobs < 1:
+        raise LimbeckError(f"--seeds {given.seeds} and --jobs {given.jobs} must be at least 1")
+    names = list(dict.fromkeys(find(name).id for name in given.methods))
+    if given.json is not None and not given.json.resolve().parent.is_dir():
+        raise LimbeckError(f"the folder of {given.json} does not exist; make it first")
+    results = []
+    for name in names:
+        results.append(run_claim(name, given.seeds, given.jobs))
+        show(results[-1])
+    if given.json is not None:
+        given.json.write_text(json.dumps(results, indent=2) + "\n")
+    if lost := failed(results):
+        print(f"\n{len(lost)} gated claim(s) did not hold:\n  " + "\n  ".join(lost), file=sys.stderr)
+    return 1 if lost else 0
+
+
+def load_claim(name: str) -> Claim:
+    """The claim of a method's id."""
+    if name not in CLAIMS:
+        raise LimbeckError(f"{name} has no claim yet; there are claims for: {', '.join(CLAIMS)}")
+    return import_module(CLAIMS[name]).CLAIM
+
+
+def run_claim(name: str, seeds: int, jobs: int = 1) -> dict[str, Any]:
+    """A claim's result over seeds 0, 1, ...; what ``prepare`` makes is not counted in its seconds."""
+    claim = load_claim(name)
+    claim.prepare()
+    start, runs = time.perf_counter(), []
+    if jobs == 1:
+        for seed in range(seeds):
+            runs.append(claim.measure(seed))
+            _say(name, seed, seeds, start)
+    else:
+        with ProcessPoolExecutor(min(jobs, seeds), multiprocessing.get_context("spawn"), _worker) as pool:
+            for seed, figures in enumerate(pool.map(_measure, [name] * seeds, range(seeds))):
+                runs.append(figures)
+                _say(name, seed, seeds, start)
+    return result(claim, runs, claim.judge(runs), time.perf_counter() - start)
+
+
+def _say(name: str, seed: int, seeds: int, start: float) -> None:
+    print(f"{name}: seed {seed + 1} of {seeds} done, {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+
+
+def _worker() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _measure(name: str, seed: int) -> Figures:
+    return load_claim(name).measure(seed)
+
+
+def show(outcome: dict[str, Any]) -> None:
+    """The table of one method's claim."""
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{outcome['method']} (arXiv {outcome['arxiv']}), {outcome['seeds']} seeds, {outcome['seconds']:.0f} s"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in ("claim", "measured", "bound", ""):
+        table.add_column(column, justify="right" if column in ("measured", "bound") else "left")
+    for c in outcome["claims"]:
+        measured = f"{c['measured']:.4g}" if isinstance(c["measured"], float) else str(c["measured"])
+        verdict = ("holds" if c["holds"] else "FAILS") if c["gated"] else ("shown" if c["holds"] else "not shown")
+        table.add_row(c["statement"], measured, str(c["bound"]), verdict if c["gated"] else f"{verdict} (reported)")
+    console = Console()
+    console.print()
+    console.print(table, highlight=False)
