@@ -16,11 +16,11 @@ import torch
 import yaml
 from torch import Tensor
 
-from limbeck.denoisers import Denoiser, Preconditioned, save_denoiser
+from limbeck.denoisers import Denoiser, save_student
 from limbeck.errors import LimbeckError
 from limbeck.methods import find, preset_of
 from limbeck.methods.generators.generator import Generator, Ingredients
-from limbeck.tasks import Task, build_task
+from limbeck.tasks import OWN_OPTIONS, Task, build_task, own_task, recorded
 from limbeck.training import Loop, LoopOptions
 from limbeck.training.checkpoints import load as load_checkpoint
 from limbeck.training.options import changed, options_from_dict, options_to_dict
@@ -107,8 +107,9 @@ def distill(
 ) -> Run:
     """Distil a teacher into a few-step student. The main job, from Python.
 
-    ``teacher``: a denoiser (see limbeck.denoisers) with ``data`` (images (N, C, H, W) in [-1, 1], or a folder of pictures;
-    labels as ``labels=``), or None for a ``task`` by name ("digits", the default, or "photos"). ``method``: see
+    ``teacher``: a denoiser (see limbeck.denoisers) or your own network, with ``data`` (images (N, C, H, W) in [-1, 1], or a
+    folder of pictures); what else there is to say of them (``labels=``, ``prediction=``, ``process=``, ...) are the keywords
+    of :func:`limbeck.tasks.own_task`. None: a ``task`` by name ("digits", the default, or "photos"). ``method``: see
     `limbeck methods`; ``options``: its options dataclass, or a mapping of those that differ from the ``preset``; further
     keywords are options too (``alpha=1.0``). ``out``: the run's folder (None: a new one under runs/). Returns a
     :class:`Run`. Raises LimbeckError for what it cannot use.
@@ -117,13 +118,10 @@ def distill(
     if not entry.module:
         raise LimbeckError(f"{entry.id} is a sampler and distils nothing; see `limbeck reproduce {entry.id}`")
     task_options = dict(task_options or {})
-    for name in ("labels", "features"):
-        if name in more:
-            task_options[name] = more.pop(name)
     if teacher is not None or data is not None:
-        from limbeck.tasks.own import own_task
-
-        task = own_task(teacher, data, device=device, dtype=dtype, **task_options)
+        own = {**task_options, **{name: more.pop(name) for name in OWN_OPTIONS if name in more}}
+        task = own_task(teacher, data, device=device, dtype=dtype, quiet=quiet, **own)
+        task_options = recorded(teacher, data, own)
     name = task.name if isinstance(task, Task) else (task or "digits")
     if isinstance(options, Mapping) or options is None:
         _, options_class, presets = entry.load()
@@ -216,10 +214,8 @@ def write_down(done: Run, task: Task) -> None:
     (done.path / "samples").mkdir(exist_ok=True)
     for name, images in pictures.items():
         save_grid(done.path / "samples" / f"{name}.png", images, PICTURED)
-    student = done.student
-    if isinstance(student, Preconditioned) and hasattr(student.network, "config"):
-        info = {"method": done.config.method, "task": done.config.task, "times": done.method.times.tolist()}
-        save_denoiser(done.path / "student", student, info)
+    info = {"method": done.config.method, "task": done.config.task, "times": done.method.times.tolist()}
+    save_student(done.path / "student", done.student, info)
     (done.path / "summary.json").write_text(json.dumps(_jsonable(done.summary), indent=2) + "\n")
     write_report(done.path)
 
