@@ -178,9 +178,7 @@ def distill(arguments: list[str]) -> int:
         }
         same |= {n: Path(v) if n == "data" else v for n, v in stored.task_options.items() if n in OWN}
         base = replace(base, **same)
-    if not entry.module:
-        raise LimbeckError(f"{entry.id} is a sampler and distils nothing; see `limbeck reproduce {entry.id}`")
-    _, options_class, presets = entry.load()
+    _, options_class, presets = runs.distilling(entry.id).load()
     preset = _value(rest, "--preset")
     options = preset_of(name, presets, preset)
     if stored is not None:
@@ -211,9 +209,7 @@ def _suited(method: str, task: str, defaults: Any, given: Any, rest: list[str]) 
 
     preferred = preferred_options(task).get(method, {})
     asked = {line.split(":")[0].split(".")[0] for line in runs.changed(defaults, given)}
-    plain = runs.options_to_dict(given)
-    merged = {**plain, **{n: v for n, v in preferred.items() if n not in asked}}
-    return runs.options_from_dict(type(given), merged)
+    return runs.merged_options(given, {n: v for n, v in preferred.items() if n not in asked})
 
 
 def _parse(program: str, arguments: list[str], shared: Shared, options: Any) -> tuple[Shared, Any]:

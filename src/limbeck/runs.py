@@ -18,12 +18,12 @@ from torch import Tensor
 
 from limbeck.denoisers import Denoiser, save_student
 from limbeck.errors import LimbeckError
-from limbeck.methods import find, preset_of
-from limbeck.methods.generators.generator import Generator, Ingredients
-from limbeck.tasks import OWN_OPTIONS, Task, build_task, own_task, recorded
+from limbeck.methods import Entry, find, preset_of
+from limbeck.methods.generators.generator import Generator, make_method
+from limbeck.tasks import OWN_OPTIONS, TASKS, Task, build_task, own_task, preferred_options, recorded
 from limbeck.training import Loop, LoopOptions
 from limbeck.training.checkpoints import load as load_checkpoint
-from limbeck.training.options import changed, options_from_dict, options_to_dict
+from limbeck.training.options import changed, merged_options, options_from_dict, options_to_dict
 from limbeck.version import __version__
 
 FORMAT = 1
@@ -69,18 +69,17 @@ class Run:
 
 def prepare(config: RunConfig, task: Task) -> tuple[Generator, Any]:
     """The method of a configuration on a task, and its options."""
-    entry = find(config.method)
+    cls, options_class, _ = distilling(config.method).load()
+    options = options_from_dict(options_class, config.options, f"options of {config.method}")
+    return make_method(cls, options, task, config.seed), options
+
+
+def distilling(name: str) -> Entry:
+    """The entry of a method that distils. Raises LimbeckError for unknown names and for samplers."""
+    entry = find(name)
     if not entry.module:
         raise LimbeckError(f"{entry.id} is a sampler and distils nothing; see `limbeck reproduce {entry.id}`")
-    cls, options_class, _ = entry.load()
-    options = options_from_dict(options_class, config.options, f"options of {entry.id}")
-    torch.manual_seed(config.seed)
-    rows = torch.arange(min(64, task.source.size))
-    x, cond = task.source.fetch(rows)
-    if x is None:
-        x = task.evaluator.real[rows]
-    parts = Ingredients(task.teacher, task.shape, x, cond, task.source.x is not None, task.sigma_data, task.network)
-    return cls(parts, options), options
+    return entry
 
 
 def distill(
@@ -114,9 +113,7 @@ def distill(
     keywords are options too (``alpha=1.0``). ``out``: the run's folder (None: a new one under runs/). Returns a
     :class:`Run`. Raises LimbeckError for what it cannot use.
     """
-    entry = find(method)
-    if not entry.module:
-        raise LimbeckError(f"{entry.id} is a sampler and distils nothing; see `limbeck reproduce {entry.id}`")
+    entry = distilling(method)
     task_options = dict(task_options or {})
     if teacher is not None or data is not None:
         own = {**task_options, **{name: more.pop(name) for name in OWN_OPTIONS if name in more}}
@@ -124,11 +121,9 @@ def distill(
         task_options = recorded(teacher, data, own)
     name = task.name if isinstance(task, Task) else (task or "digits")
     if isinstance(options, Mapping) or options is None:
-        _, options_class, presets = entry.load()
-        if isinstance(task, Task):
-            more = {**task.options.get(entry.id, {}), **more}
-        base = options_to_dict(preset_of(method, presets, preset))
-        options = options_from_dict(options_class, _merge(base, {**(options or {}), **more}), f"options of {entry.id}")
+        _, _, presets = entry.load()
+        suited = preferred_options(name).get(entry.id, {}) if preset is None and name in TASKS else {}
+        options = merged_options(preset_of(method, presets, preset), {**suited, **(options or {}), **more})
     if iterations is not None:
         options = replace(options, iterations=iterations)
     config = RunConfig(
@@ -281,14 +276,6 @@ def open_run(folder: Path | str, quiet: bool = False) -> tuple[Run, Task]:
     loop.restore(load_checkpoint(Path(folder) / "checkpoints"))
     file = Path(folder) / "summary.json"
     return Run(Path(folder), config, method, json.loads(file.read_text()) if file.is_file() else {}), task
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for name, value in over.items():
-        nested = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
-        merged[name] = _merge(merged[name], value) if nested else value
-    return merged
 
 
 def _kept(figures: Mapping[str, float]) -> dict[str, float]:

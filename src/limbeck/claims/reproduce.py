@@ -46,7 +46,7 @@ def reproduce(arguments: list[str]) -> int:
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         raise LimbeckError(f"name the methods to reproduce, or --all; there are claims for: {', '.join(CLAIMS)}")
     parser = Annotated[Arguments, tyro.conf.configure(tyro.conf.PositionalRequiredArgs)]
-    given: Any = tyro.cli(parser, prog="limbeck reproduce", args=arguments)  # type: ignore[call-overload]
+    given: Any = tyro.cli(parser, prog="limbeck reproduce", args=arguments)
     if given.seeds < 1 or given.jobs < 1:
         raise LimbeckError(f"--seeds {given.seeds} and --jobs {given.jobs} must be at least 1")
     names = list(dict.fromkeys(find(name).id for name in given.methods))

@@ -22,15 +22,16 @@ class _Group(NamedTuple):
 
     rows: Tensor | None  # indices into the chunk; None: all
     r: Tensor  # (b, n) weights over the whole set or (b, k) over some points each
-    m: Tensor  # centred points, (n, d) or (b, k, d)
+    m: Tensor  # centred points, (n, d) or (b, k, d), in the dtype for products with them
 
     def dot(self, v: Tensor) -> Tensor:
-        """m_i . v, the shape of r."""
+        """m_i . v, in the shape and dtype of r."""
         v = v.to(self.m)
-        return v @ self.m.T if self.m.ndim == 2 else (self.m @ v[..., None])[..., 0]
+        return (v @ self.m.T if self.m.ndim == 2 else (self.m @ v[..., None])[..., 0]).to(self.r)
 
     def average(self, r: Tensor) -> Tensor:
         """sum r_i m_i, (b, d)."""
+        r = r.to(self.m)
         return r @ self.m if self.m.ndim == 2 else (r[:, None] @ self.m)[:, 0]
 
     def scatter(self) -> Tensor:
@@ -40,11 +41,11 @@ class _Group(NamedTuple):
         return torch.stack([root.T @ root for root in roots]) if roots else self.m.new_zeros(0, *2 * self.m.shape[-1:])
 
     def variance(self) -> Tensor:
-        """The trace of the scatter, (b, 1)."""
-        M = self.average(self.r)
-        if self.m.ndim == 2:
-            return (self.r @ (self.m * self.m).sum(1) - (M * M).sum(1))[:, None]
-        return (self.r * (self.m - M[:, None]).square().sum(2)).sum(1, keepdim=True)
+        """The trace of the scatter, (b, 1), in float64."""
+        r, m = self.r.double(), self.m.double()
+        if m.ndim == 2:
+            return (r @ (m * m).sum(1) - (r @ m).square().sum(1))[:, None]
+        return (r * (m - r[:, None] @ m).square().sum(2)).sum(1, keepdim=True)
 
 
 class FiniteSetDenoiser(ClosedForm):
@@ -58,7 +59,7 @@ class FiniteSetDenoiser(ClosedForm):
 
     Precision: the bank is centred once. Where x_t is not float64, exponents are float32 as long as their error
     2^-22 |x_t - a mean| R a / V (R: radius of the bank) stays below 1e-3; beyond, float32 proposes the 16 nearest points and
-    float64 decides, if a bound on its error shows that no other point matters; else all is float64. Cost: linear in n.
+    float64 decides, if a bound on its error shows that no other point matters; else all exponents are float64. Linear in n.
     """
 
     centre: Tensor
@@ -93,9 +94,9 @@ class FiniteSetDenoiser(ClosedForm):
         self.register_buffer("centre", flat.mean(0))
         self.register_buffer("points", flat - self.centre)
         self.register_buffer("squares", (self.points**2).sum(1))
-        self.register_buffer("_points32", self.points.float(), persistent=False)
-        self.register_buffer("_squares32", self.squares.float(), persistent=False)
-        self.bandwidth, self.radius = float(bandwidth), float(self.squares.max().sqrt())
+        self.register_buffer("_points32", self.points.float())
+        self.register_buffer("_squares32", self.squares.float())
+        self.bandwidth = float(bandwidth)
 
     @property
     def bank(self) -> Tensor:
@@ -159,9 +160,9 @@ class FiniteSetDenoiser(ClosedForm):
     def _groups(self, log_w: Tensor, x: Tensor, q: Tensor, a: Tensor, V: Tensor) -> list[_Group]:
         """The posterior of every row, at the precision it needs."""
         if x.dtype == torch.float64:
-            return [self._dense(None, log_w, q, a, V)]
+            return [self._dense(None, log_w, q, a, V, self.points)]
         with torch.no_grad():
-            reach = a * self.radius
+            reach = a * self.squares.max().sqrt()
             error = 2.0**-22 * reach * torch.maximum(reach, q.norm(dim=1, keepdim=True)) / V
             easy = (error < 1e-3)[:, 0]
         if bool(easy.all()):
@@ -172,9 +173,9 @@ class FiniteSetDenoiser(ClosedForm):
         single = self._single(yes, log_w[yes], q[yes], a[yes], V[yes])
         return [single, *self._nearest(no, log_w[no], q[no], a[no], V[no], error[no])]
 
-    def _dense(self, rows: Tensor | None, log_w: Tensor, q: Tensor, a: Tensor, V: Tensor) -> _Group:
+    def _dense(self, rows: Tensor | None, log_w: Tensor, q: Tensor, a: Tensor, V: Tensor, points: Tensor) -> _Group:
         r = torch.softmax(self._exponents(log_w, q, a, V), 1)
-        return _Group(rows, F.threshold(r, SMALLEST_WEIGHT, 0.0), self.points)
+        return _Group(rows, F.threshold(r, SMALLEST_WEIGHT, 0.0), points)
 
     def _single(self, rows: Tensor | None, log_w: Tensor, q: Tensor, a: Tensor, V: Tensor) -> _Group:
         r = torch.softmax(self._exponents32(log_w, q, a, V), 1)
@@ -194,7 +195,8 @@ class FiniteSetDenoiser(ClosedForm):
             return [group]
         yes, no = sure.nonzero()[:, 0], (~sure).nonzero()[:, 0]
         there = (lambda i: i) if rows is None else (lambda i: rows[i])
-        dense = self._dense(there(no), log_w[no], q[no], a[no], V[no])
+        # the answer is no more precise than float32, so only the exponents need more
+        dense = self._dense(there(no), log_w[no], q[no], a[no], V[no], self._points32)
         return [dense] if len(yes) == 0 else [_Group(there(yes), group.r[yes], m[yes]), dense]
 
     def _posterior(self, log_w: Tensor, x: Tensor, a: Tensor, s: Tensor) -> tuple[Tensor, Tensor, list[_Group]]:

@@ -24,8 +24,8 @@ class Normals(nn.Module):
 
     def __init__(self, mean: Tensor, U: Tensor, eigenvalues: Tensor, kappa: Tensor | float):
         super().__init__()
-        mean, U, eigenvalues = mean.double(), U.double(), eigenvalues.double()
-        kappa = torch.as_tensor(kappa, dtype=torch.float64, device=mean.device).expand(mean.shape[:-1])
+        mean, U, eigenvalues = (value.to(torch.float64, copy=True) for value in (mean, U, eigenvalues))
+        kappa = torch.as_tensor(kappa, dtype=torch.float64, device=mean.device).expand(mean.shape[:-1]).clone()
         if U.ndim != mean.ndim + 1 or U.shape[:-1] != mean.shape or eigenvalues.shape != (*mean.shape[:-1], U.shape[-1]):
             raise LimbeckError(
                 "a Gaussian needs mean (d,), U (d, r) and eigenvalues (r,), a mixture the same with K in front, not "

@@ -45,7 +45,7 @@ class ClassPrior(nn.Module):
                 raise LimbeckError(
                     f"class {empty} has no component of positive weight; number the classes 0, 1, ... without gaps"
                 )
-            self.labels = labels.long()
+            self.labels = labels.to(torch.long, copy=True)
             self.register_buffer("log_class", torch.cat([mass.log(), mass.new_zeros(1)]))  # last entry: null
 
     @property

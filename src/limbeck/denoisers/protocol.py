@@ -114,7 +114,9 @@ def check_denoiser(denoiser: object, x: Tensor, cond: Cond | None = None, gradie
         )
     if not bool(torch.isfinite(out).all()):
         raise LimbeckError("the teacher answered non-finite values at sigma = 0.5; check its weights and its prediction type")
-    if gradients and (not out.requires_grad or torch.autograd.grad(out.sum(), x_t, allow_unused=True)[0] is None):
+    if gradients and (
+        not out.requires_grad or torch.autograd.grad(out, x_t, torch.ones_like(out), allow_unused=True)[0] is None
+    ):
         raise LimbeckError(
             "no gradient reaches the teacher's input (it runs under no_grad or inference_mode, detaches its input, or is "
             "quantised); this method back-propagates through the teacher: remove the decorator or choose a method without "

@@ -36,7 +36,7 @@ class Attention(nn.Module):
             raise LimbeckError(f"{channels} channels cannot be split into {heads} heads: choose a divisor of {channels}")
         self.channels, self.heads, self.cross = channels, heads, context is not None
         self.query = nn.Linear(channels, channels)
-        self.key = nn.Linear(context or channels, channels)
+        self.key = nn.Linear(context or channels, channels, bias=False)  # the softmax would not see a bias
         self.value = nn.Linear(context or channels, channels)
         self.output = nn.Linear(channels, channels)
         self.processor: Any = attend

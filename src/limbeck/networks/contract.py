@@ -28,8 +28,7 @@ class Network(Protocol):
 def configuration(kind: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a network from `locals()` on the first line of its constructor; sequences become lists.
 
-    Raises LimbeckError for an integer, which is a size, below 1 (`classes`: below 0), and for a dropout outside
-    [0, 1).
+    Integers are sizes. Raises LimbeckError for one below 1 (`classes`: below 0) or a dropout outside [0, 1).
     """
     config: dict[str, Any] = {"kind": kind}
     for name, value in arguments.items():

@@ -25,7 +25,7 @@ def modulate(h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 class DiTBlock(nn.Module):
-    """Self-attention, cross-attention to the text (if any), MLP; with AdaLN-zero it starts as the identity."""
+    """Self-attention, cross-attention to the text (if any) and MLP; AdaLN-zero: at first the identity."""
 
     def __init__(self, width: int, heads: int, expansion: int, embedding: int, text: int | None, dropout: float) -> None:
         super().__init__()

@@ -103,12 +103,13 @@ class UNet(nn.Module):
         self.conditioning = Conditioning(embedding, classes, noise, fourier_scale)
         pixels = self.shape[0] * patch**2
         self.input = nn.Conv2d(pixels, widths[0], 3, padding=1)
-        self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
+        self.encoder = nn.ModuleList()
         inputs = widths[0]
         for i, width in enumerate(widths):
             self.encoder.append(nn.ModuleList(block(width if j else inputs, i) for j in range(blocks)))
             inputs = width
         self.middle = nn.ModuleList(block(inputs, levels - 1) for _ in range(2))
+        self.decoder = nn.ModuleList()
         for i in reversed(range(levels)):
             joined = [(widths[i] if j else inputs) + widths[i] for j in range(blocks)]
             self.decoder.append(nn.ModuleList(block(n, i) for n in joined))

@@ -70,7 +70,7 @@ class DDPM(Process):
 
     def _log_sigma_at(self, t: Tensor) -> Tensor:
         w, low, high = self._segment(t)
-        return torch.where(w == 0, low, torch.where(w == 1, high, low + w * (high - low)))
+        return torch.where((w == 0) & torch.isinf(high), low, low + w * (high - low))  # 0 inf is nan
 
     def _slope(self, t: Tensor) -> Tensor:
         _, low, high = self._segment(t)

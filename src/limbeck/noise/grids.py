@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,9 +21,12 @@ def ramp(
     begin: float,
     finish: float,
     end: int,
-    shape: Literal["linear", "sqrt", "cosine"] = "linear",
+    shape: str = "linear",
 ) -> float:
-    """A value that goes from ``begin`` at step ``start`` to ``finish`` at step ``end`` and stays outside."""
+    """A value that goes from ``begin`` at step ``start`` to ``finish`` at step ``end`` and stays outside.
+
+    ``shape``: linear, sqrt (fast first) or cosine (slow at both ends).
+    """
     share = min(max((step - start) / max(end - start, 1), 0.0), 1.0)
     if shape == "sqrt":
         share = math.sqrt(share)
@@ -65,15 +68,19 @@ def _check_levels(n: int, low: float, high: float) -> None:
 
 
 def ddpm_grid(n: int, steps: int = 1000, spacing: str = "trailing") -> Tensor:
-    """n decreasing indices out of 0..steps-1 with the spacings named in arXiv 2305.08891, Table 2."""
+    """n decreasing indices out of 0..steps-1 with the spacings named in arXiv 2305.08891, Table 2.
+
+    Those of diffusers' schedulers (steps_offset 0), ties of the rounding included; n = 1 of "linspace" is the last index.
+    """
     if not 1 <= n <= steps:
         raise LimbeckError(f"cannot take n={n} of {steps} steps; choose 1 <= n <= {steps}")
     if spacing == "trailing":
-        return torch.round(steps - torch.arange(n, dtype=torch.float64) * steps / n) - 1
+        return torch.from_numpy(np.arange(steps, 0, -steps / n)[:n].round() - 1)
     if spacing == "leading":
         return torch.arange(n - 1, -1, -1, dtype=torch.float64) * (steps // n)
     if spacing == "linspace":
-        return torch.round(torch.linspace(steps - 1, 0, n, dtype=torch.float64))
+        grid = np.linspace(0, steps - 1, n).round()[::-1] if n > 1 else np.array([steps - 1.0])
+        return torch.from_numpy(grid.copy())
     raise unknown("spacing", spacing, ["leading", "linspace", "trailing"])
 
 

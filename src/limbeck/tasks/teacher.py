@@ -81,8 +81,8 @@ def cached_teacher(
     path = cache_folder() / f"{name}-{key[:16]}.safetensors"
     if path.is_file():
         try:
-            teacher, info = load_denoiser(path)
-            return teacher, {**info, "origin": "cached", "file": str(path)}
+            known, info = load_denoiser(path)
+            return known, {**info, "origin": "cached", "file": str(path)}
         except LimbeckError as error:
             print(f"{error}; training the teacher again", file=sys.stderr)
     loop = Loop(

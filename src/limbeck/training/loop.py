@@ -185,7 +185,7 @@ class Loop:
             if name not in self.trained:
                 raise unknown("trained role", name, self.trained)
         if not bool(torch.isfinite(update.loss)):
-            self._fail(_names(update)[0], "loss", float(update.loss))
+            self._fail(_names(update)[0], "loss", float(update.loss.detach()))
         params = [p for name in _names(update) for p in self.trained[name].params]
         if not update.loss.requires_grad:
             raise LimbeckError(f"the loss yielded for {update.roles!r} does not depend on its parameters")
@@ -235,7 +235,13 @@ class Loop:
                 for key, value in trained.optimizer.state[p].items()
             }
         best = None if math.isinf(self.best_value) else self.best_value
-        facts = {"seconds": self.seconds, "best": best, "torch": torch.__version__, "history": self.history, **self.meta}
+        facts = {
+            "seconds": self.seconds,
+            "best": best,
+            "torch": str(torch.__version__),
+            "history": [list(h) for h in self.history],
+            **self.meta,
+        }
         return tensors, facts
 
     def restore(self, checkpoint: checkpoints.Checkpoint) -> None:

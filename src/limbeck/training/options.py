@@ -70,3 +70,17 @@ def changed(old: Any, new: Any, where: str = "") -> list[str]:
         names = dict.fromkeys([*old, *new])
         return [line for n in names for line in changed(old.get(n), new.get(n), f"{where}.{n}" if where else str(n))]
     return [] if _plain(old) == _plain(new) else [f"{where}: {old!r} -> {new!r}"]
+
+
+def merged_options(options: Any, over: Mapping[str, Any]) -> Any:
+    """A dataclass of options with some values changed; nested mappings change nested options in part."""
+    plain = {name: options_to_dict(v) if is_dataclass(v) and not isinstance(v, type) else v for name, v in over.items()}
+    return options_from_dict(type(options), _merge(options_to_dict(options), plain))
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in over.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+        merged[name] = _merge(merged[name], value) if nested else value
+    return merged

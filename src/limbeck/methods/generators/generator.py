@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.denoisers import Cond, Denoiser
+from limbeck.denoisers import Cond
 from limbeck.errors import LimbeckError
 from limbeck.networks import Heads, candidate_layers, feature_shapes
 from limbeck.noise import Process
 from limbeck.rules import Sample
 from limbeck.samplers import Rollout
+from limbeck.tasks import Task
 from limbeck.training import Batch, Method
 
 
@@ -32,6 +33,16 @@ class Ingredients:
     images: bool = False
     sigma_data: float = 0.5
     network: Callable[[], nn.Module] | None = None
+
+
+def make_method(cls: type["Generator"], options: Any, task: Task, seed: int) -> "Generator":
+    """A method with its options on a task; new weights and heads come from the seed."""
+    torch.manual_seed(seed)
+    rows = torch.arange(min(64, task.source.size))
+    x, cond = task.source.fetch(rows)
+    example = task.evaluator.real[rows] if x is None else x
+    parts = Ingredients(task.teacher, task.shape, example, cond, x is not None, task.sigma_data, task.network)
+    return cls(parts, options)  # type: ignore[call-arg]
 
 
 def trained_copy(teacher: object) -> Any:
@@ -63,7 +74,8 @@ class Generator(Method):
 
     def __init__(self, parts: Ingredients, sigmas: tuple[float, ...], student: nn.Module | None = None):
         self.student: Any = trained_copy(parts.teacher) if student is None else student
-        self.process: Process = self.student.process
+        process: Any = self.student.process
+        self.process: Process = process
         self.shape, self.sigma_data = parts.shape, parts.sigma_data
         self.times = self.process.time_of(torch.tensor(sigmas, dtype=torch.float64))
         low, high = self.process.t_min, self.process.t_max
@@ -86,7 +98,7 @@ class Generator(Method):
 
     def sampler(self, ema: bool = True, steps: int | None = None) -> Callable[..., Tensor]:
         """The student as (z (B, ...) standard normal, cond, fresh noise of step i) -> x, with its first ``steps`` steps."""
-        denoiser: Denoiser = self.roles["student"].best if ema else self.student
+        denoiser: Any = self.roles["student"].best if ema else self.student
         rollout = self.rollout if steps is None else Rollout(self.process, tuple(self.times[:steps].tolist()))
 
         @torch.no_grad()

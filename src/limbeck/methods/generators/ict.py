@@ -160,7 +160,7 @@ def _set_dropout(network: nn.Module, p: float) -> None:
         if isinstance(module, nn.Dropout):
             module.p = p
         elif isinstance(getattr(module, "dropout", None), float):  # the library's own networks
-            module.dropout = p
+            setattr(module, "dropout", p)  # noqa: B010
 
 
 def _new(parts: Ingredients) -> nn.Module:
