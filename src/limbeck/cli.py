@@ -115,13 +115,19 @@ class Shared:
     prediction: str | None = None
     """What your network predicts: edm, x0, eps, v, velocity, score."""
     process: str | None = None
-    """Its noising process: ve, vp, cosine, ddpm, flow, trigflow."""
+    """Its noising process: ve, vp, cosine, ddpm, flow, trigflow; options as in flow:shift=3."""
     noise_input: str | None = None
     """How it is told the noise: time, thousand, sigma, log_sigma, angle."""
     data_range: str | None = None
     """The range of its images: "-1,1" (default), "0,1" or LOW,HIGH."""
+    null_label: int | None = None
+    """The label that means "no class" to your network, if one does."""
     sigma_data: float | None = None
     """The data's standard deviation (default: measured)."""
+    image_size: int | None = None
+    """Cut the centre square of every picture and resize it to N x N."""
+    teacher_nodes: int | None = None
+    """Noise levels of your teacher's Heun sampler (default: 18)."""
     features: str | None = None
     """MODULE:FUNCTION, images (N, C, H, W) in [-1, 1] -> features (N, D) for the Frechet distance."""
     preset: str | None = None
@@ -143,12 +149,16 @@ class Shared:
     quiet: bool = False
 
 
-OWN = ("teacher", "data", "network", "prediction", "process", "noise_input", "data_range", "sigma_data", "features")
+OWN = (
+    "teacher", "data", "network", "prediction", "process", "noise_input", "data_range", "null_label", "sigma_data",
+    "image_size", "teacher_nodes", "features",
+)  # fmt: skip
 
 
 def distill(arguments: list[str]) -> int:
     """limbeck distill [METHOD] [options]"""
     from limbeck import runs
+    from limbeck.tasks import build_task
 
     named = bool(arguments) and not arguments[0].startswith("-")
     name, rest = (arguments[0], arguments[1:]) if named else ("dmd", arguments)
@@ -159,6 +169,8 @@ def distill(arguments: list[str]) -> int:
             stored = runs.read_config(path) if flag == "--resume" else runs.parse_config(_existing(Path(path)))
     entry = find(name) if named or stored is None else find(stored.method)
     if stored is not None:
+        if "python" in stored.task_options:
+            build_task(stored.task, stored.task_options)  # raises: says why it cannot
         if named and find(stored.method).id != entry.id:
             raise LimbeckError(f"that run is of the method {stored.method!r}, not of {entry.id!r}; leave the method out")
         same: dict[str, Any] = {
@@ -183,8 +195,6 @@ def distill(arguments: list[str]) -> int:
         shared.micro_batches, shared.checkpoint_every,
     )  # fmt: skip
     folder = runs.open_folder(shared.resume or shared.out, config, shared.overwrite, shared.resume is not None)
-    from limbeck.tasks import build_task
-
     task = build_task(config.task, config.task_options, device=config.device, dtype=config.dtype, quiet=shared.quiet)
     done = runs.run(config, task, folder, quiet=shared.quiet, command=" ".join(["limbeck", "distill", *arguments]))
     show(done.summary)

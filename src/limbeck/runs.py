@@ -16,11 +16,11 @@ import torch
 import yaml
 from torch import Tensor
 
-from limbeck.denoisers import Denoiser, Preconditioned, save_denoiser
+from limbeck.denoisers import Denoiser, save_student
 from limbeck.errors import LimbeckError
 from limbeck.methods import Entry, find, preset_of
 from limbeck.methods.generators.generator import Generator, make_method
-from limbeck.tasks import TASKS, Task, build_task, preferred_options
+from limbeck.tasks import OWN_OPTIONS, TASKS, Task, build_task, own_task, preferred_options, recorded
 from limbeck.training import Loop, LoopOptions
 from limbeck.training.checkpoints import load as load_checkpoint
 from limbeck.training.options import changed, merged_options, options_from_dict, options_to_dict
@@ -106,21 +106,19 @@ def distill(
 ) -> Run:
     """Distil a teacher into a few-step student. The main job, from Python.
 
-    ``teacher``: a denoiser (see limbeck.denoisers) with ``data`` (images (N, C, H, W) in [-1, 1], or a folder of pictures;
-    labels as ``labels=``), or None for a ``task`` by name ("digits", the default, or "photos"). ``method``: see
+    ``teacher``: a denoiser (see limbeck.denoisers) or your own network, with ``data`` (images (N, C, H, W) in [-1, 1], or a
+    folder of pictures); what else there is to say of them (``labels=``, ``prediction=``, ``process=``, ...) are the keywords
+    of :func:`limbeck.tasks.own_task`. None: a ``task`` by name ("digits", the default, or "photos"). ``method``: see
     `limbeck methods`; ``options``: its options dataclass, or a mapping of those that differ from the ``preset``; further
     keywords are options too (``alpha=1.0``). ``out``: the run's folder (None: a new one under runs/). Returns a
     :class:`Run`. Raises LimbeckError for what it cannot use.
     """
     entry = distilling(method)
     task_options = dict(task_options or {})
-    for name in ("labels", "features"):
-        if name in more:
-            task_options[name] = more.pop(name)
     if teacher is not None or data is not None:
-        from limbeck.tasks.own import own_task
-
-        task = own_task(teacher, data, device=device, dtype=dtype, **task_options)
+        own = {**task_options, **{name: more.pop(name) for name in OWN_OPTIONS if name in more}}
+        task = own_task(teacher, data, device=device, dtype=dtype, quiet=quiet, **own)
+        task_options = recorded(teacher, data, own)
     name = task.name if isinstance(task, Task) else (task or "digits")
     if isinstance(options, Mapping) or options is None:
         _, _, presets = entry.load()
@@ -211,10 +209,8 @@ def write_down(done: Run, task: Task) -> None:
     (done.path / "samples").mkdir(exist_ok=True)
     for name, images in pictures.items():
         save_grid(done.path / "samples" / f"{name}.png", images, PICTURED)
-    student = done.student
-    if isinstance(student, Preconditioned) and hasattr(student.network, "config"):
-        info = {"method": done.config.method, "task": done.config.task, "times": done.method.times.tolist()}
-        save_denoiser(done.path / "student", student, info)
+    info = {"method": done.config.method, "task": done.config.task, "times": done.method.times.tolist()}
+    save_student(done.path / "student", done.student, info)
     (done.path / "summary.json").write_text(json.dumps(_jsonable(done.summary), indent=2) + "\n")
     write_report(done.path)
 

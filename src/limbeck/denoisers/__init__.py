@@ -5,9 +5,10 @@ Closed forms are exact: :class:`GaussianDenoiser` (any covariance; its probabili
 """
 
 from limbeck.denoisers.closed_form import ClosedForm, predict
-from limbeck.denoisers.files import build_denoiser, denoiser_config, load_denoiser, save_denoiser
+from limbeck.denoisers.files import build_denoiser, denoiser_config, load_denoiser, save_denoiser, save_student
 from limbeck.denoisers.finite import FiniteSetDenoiser
 from limbeck.denoisers.fit import explained_variance, fit_mixture
+from limbeck.denoisers.foreign import Exported, ForeignNetwork, load_exported
 from limbeck.denoisers.gaussian import GaussianDenoiser
 from limbeck.denoisers.guidance import ClassifierFree, guided, null_cond
 from limbeck.denoisers.mixture import MixtureDenoiser
@@ -31,7 +32,9 @@ __all__ = [
     "ClosedForm",
     "Cond",
     "Denoiser",
+    "Exported",
     "FiniteSetDenoiser",
+    "ForeignNetwork",
     "GaussianDenoiser",
     "InProcess",
     "MixtureDenoiser",
@@ -47,8 +50,10 @@ __all__ = [
     "guided",
     "in_process",
     "load_denoiser",
+    "load_exported",
     "null_cond",
     "predict",
     "save_denoiser",
+    "save_student",
     "times_like",
 ]

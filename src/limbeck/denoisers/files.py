@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
+from limbeck.denoisers.foreign import Exported, ForeignNetwork
 from limbeck.denoisers.preconditioned import Preconditioned
+from limbeck.denoisers.protocol import Rescaled
 from limbeck.errors import LimbeckError
 from limbeck.networks import build_network
-from limbeck.noise import build_process, process_config
+from limbeck.noise import Process, build_process, process_config
 
 FORMAT = 1
 
@@ -53,6 +55,38 @@ def save_denoiser(path: Path | str, denoiser: Preconditioned, info: Mapping[str,
     text = {"format": FORMAT, "sha256": _sha256(path), **denoiser_config(denoiser), "info": dict(info or {})}
     path.with_suffix(".json").write_text(json.dumps(text, indent=2) + "\n")
     return path
+
+
+def save_student(path: Path | str, denoiser: nn.Module, info: Mapping[str, Any]) -> Path:
+    """Write a student so that it can be used again; returns the path of the weights.
+
+    One of the library's networks: as `save_denoiser` does (``info`` tells the data range of a rescaled one). Any other
+    network: its state dict under its own names in PATH.safetensors, with what was declared of it and ``info`` as that
+    file's metadata; such a file is read with ``--teacher PATH.safetensors --network MODULE:CLASS`` and the declarations.
+    """
+    path, inner = Path(path).with_suffix(".safetensors"), denoiser
+    if isinstance(denoiser, Rescaled):
+        low, high = (denoiser.shift + sign * denoiser.scale for sign in (-1, 1))
+        inner, info = denoiser.denoiser, {**info, "data_range": f"{low:g},{high:g}"}  # type: ignore[assignment]
+    network = inner.network if isinstance(inner, Preconditioned) else inner
+    if isinstance(inner, Preconditioned) and hasattr(network, "config"):
+        return save_denoiser(path, inner, info)
+    if isinstance(inner, Preconditioned):
+        process = _or_name(inner.process)
+        info = {**info, "prediction": inner.prediction, "process": process, "noise_input": inner.noise_input}
+    if isinstance(network, ForeignNetwork):
+        network = network.network
+    network = network.program if isinstance(network, Exported) else network
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_model(network, str(path), {name: value if isinstance(value, str) else json.dumps(value) for name, value in info.items()})
+    return path
+
+
+def _or_name(process: Process) -> Any:
+    try:
+        return process_config(process)
+    except LimbeckError:  # a process of the person's own
+        return type(process).__name__
 
 
 def load_denoiser(path: Path | str) -> tuple[Preconditioned, dict[str, Any]]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError
 from limbeck.noise import Process, spread
@@ -53,16 +53,25 @@ def in_process(denoiser: Denoiser, process: Process) -> Denoiser:
     return denoiser if denoiser.process == process else InProcess(denoiser, process)
 
 
-class Rescaled:
-    """A denoiser of data y = scale x + shift seen as a denoiser of x (a network of [0, 1] images: scale 0.5, shift 0.5)."""
+class Rescaled(nn.Module):
+    """A denoiser of data y = scale x + shift seen as a denoiser of x (a network of [0, 1] images: scale 0.5, shift 0.5).
+
+    A module, so that students can start as its copies.
+    """
 
     def __init__(self, denoiser: Denoiser, scale: float, shift: float = 0.0):
+        super().__init__()
         if scale <= 0:
             raise LimbeckError(f"the data scale must be positive, not {scale:g}")
         self.denoiser, self.scale, self.shift = denoiser, scale, shift
-        self.process, self.null = denoiser.process, denoiser.null
+        self.process = denoiser.process
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+    @property
+    def null(self) -> Mapping[str, Tensor] | None:
+        """What stands for "no condition", as the denoiser inside declares it."""
+        return self.denoiser.null
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         a, s = self.process.a(t), self.process.s(t)
         u = self.process.time_of(self.scale * s / a)  # y keeps x's noise only at scale times the noise-to-signal ratio
         size = torch.sqrt((self.process.a(u) ** 2 + self.process.s(u) ** 2) / (a**2 + (self.scale * s) ** 2))

@@ -6,7 +6,11 @@ from typing import Any
 
 from limbeck.errors import unknown
 from limbeck.tasks.digit_features import DigitFeatures, digit_split, load_digit_features, load_digits
+from limbeck.tasks.features import image_features, whitened
+from limbeck.tasks.folder import Pictures, load_pictures
+from limbeck.tasks.own import OWN_OPTIONS, own_task, recorded
 from limbeck.tasks.task import Evaluator, Task, heun_sampler
+from limbeck.tasks.teacher import TeacherOptions, cached_teacher
 
 TASKS = {
     "digits": "limbeck.tasks.digits:digits",
@@ -33,14 +37,23 @@ def preferred_options(name: str) -> dict[str, dict[str, Any]]:
 
 
 __all__ = [
+    "OWN_OPTIONS",
     "TASKS",
     "DigitFeatures",
     "Evaluator",
+    "Pictures",
     "Task",
+    "TeacherOptions",
     "build_task",
+    "cached_teacher",
     "digit_split",
     "heun_sampler",
+    "image_features",
     "load_digit_features",
     "load_digits",
+    "load_pictures",
+    "own_task",
     "preferred_options",
+    "recorded",
+    "whitened",
 ]
