@@ -21,8 +21,11 @@ class Denoiser(Protocol):
     sample ({} for an unconditional denoiser). Differentiable in x_t.
     """
 
-    process: Process
-    null: Mapping[str, Tensor] | None
+    @property
+    def process(self) -> Process: ...
+
+    @property
+    def null(self) -> Mapping[str, Tensor] | None: ...
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor: ...
 
