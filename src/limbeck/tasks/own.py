@@ -71,7 +71,9 @@ def own_task(
             "small one on your images"
         )
     if data is None:
-        raise LimbeckError("a teacher without data: give --data (data=): the figures need real images, also where the method does not")
+        raise LimbeckError(
+            "a teacher without data: give --data (data=): the figures need real images, also where the method does not"
+        )
     pictures = _pictures(data, labels, image_size)
     images, number_type = pictures.images, getattr(torch, dtype)
     if len(images) < 2:
