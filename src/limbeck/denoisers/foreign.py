@@ -5,6 +5,7 @@ import inspect
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +132,7 @@ def load_exported(path: Path | str) -> tuple[Exported, torch.dtype]:
         ) from None
     inputs = [spec for spec in program.graph_signature.user_inputs]
     shapes = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
-    tensors = [shapes.get(name) for name in inputs]
+    tensors: list[Any] = [shapes.get(name) for name in inputs]
     if len(tensors) not in (2, 3) or not all(isinstance(value, Tensor) for value in tensors):
         raise LimbeckError(
             f"the program in {path} takes {len(tensors)} inputs ({', '.join(map(str, inputs))}); export one of (x, t) or (x, t, label)"

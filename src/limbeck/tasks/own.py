@@ -91,8 +91,9 @@ def own_task(
     if isinstance(denoiser, nn.Module):
         denoiser = denoiser.eval().to(device, number_type)
     images = images.to(number_type)
-    placed, cond = images.to(device), None if pictures.labels is None else {"label": pictures.labels.to(device)}
-    cond = tried(denoiser, placed, cond)
+    labelled = None if pictures.labels is None else {"label": pictures.labels.to(device)}
+    placed = images.to(device)
+    cond = tried(denoiser, placed, labelled)
     shape, count = tuple(images.shape[1:]), len(pictures.classes) if cond else 0
     task = Task(
         "own",
