@@ -41,7 +41,7 @@ def tried(denoiser: Denoiser, images: Tensor, cond: Cond | None) -> Cond | None:
     some = images[:64], None if cond is None else {"label": cond["label"][:64]}
     if denoising_ratio(denoiser, *some) != denoising_ratio(denoiser, *some):
         warnings.warn("the teacher answers the same input differently: is there dropout in it, or noise of its own?", stacklevel=3)
-    if (ratio := denoising_ratio(denoiser, *some)) >= 1:
+    if (ratio := denoising_ratio(denoiser, *some)) > 1.1:
         warnings.warn(
             f"the teacher denoises your images worse than no network would ({ratio:.3g} times the squared error of shrinking "
             "them towards their mean); check its weights, prediction, process, noise_input and data_range"
@@ -104,7 +104,7 @@ def better_declaration(denoiser: Denoiser, images: Tensor, cond: Cond | None) ->
     inner = _inner(denoiser)
     if not isinstance(inner, Preconditioned) or not isinstance(inner.network, ForeignNetwork):
         return ""
-    best, name = 1.0, ""
+    best, name = 0.9, ""
     for prediction in PREDICTIONS:
         for noise_input in NOISE_INPUTS:
             other: Any = Preconditioned(inner.network, inner.process, prediction, inner.sigma_data, noise_input)
