@@ -18,7 +18,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from limbeck.denoisers import Denoiser, save_student
+from limbeck.denoisers import save_student
 from limbeck.errors import LimbeckError
 from limbeck.methods import Entry, find, preset_of
 from limbeck.methods.generators.generator import Generator, make_method
@@ -60,9 +60,9 @@ class Run:
     summary: dict[str, Any]
 
     @property
-    def student(self) -> Denoiser:
+    def student(self) -> Any:
         """The student's averaged weights as a denoiser; ``run.sampler()`` draws from it."""
-        return self.method.roles["student"].best  # type: ignore[return-value]
+        return self.method.roles["student"].best
 
     def sampler(self) -> Callable[..., Tensor]:
         """(z standard normal (B, ...), cond, fresh noise of step i) -> x: the student as a generator."""

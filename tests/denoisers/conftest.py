@@ -10,7 +10,8 @@ class Gaussian:
     """E[x_0 | x_t] for x_0 ~ N(mean, sd^2)."""
 
     def __init__(self, process, mean: float = 0.3, sd: float = 0.7):
-        self.process, self.mean, self.sd, self.null = process, mean, sd, {}
+        self.process, self.mean, self.sd = process, mean, sd
+        self.null: dict[str, torch.Tensor] = {}
 
     def __call__(self, x_t, t, cond=None):
         a, s = self.process.a(t), self.process.s(t)

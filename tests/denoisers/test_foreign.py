@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck.denoisers import Exported, ForeignNetwork, GaussianDenoiser, Preconditioned, Rescaled, load_denoiser, load_exported, save_student
+from limbeck.denoisers import (
+    Exported,
+    ForeignNetwork,
+    GaussianDenoiser,
+    Preconditioned,
+    Rescaled,
+    load_denoiser,
+    load_exported,
+    save_student,
+)
 from limbeck.errors import LimbeckError
 from limbeck.networks import UNet
 from limbeck.noise import DDPM, VE, VP, CosineVP, RectifiedFlow, TrigFlow
@@ -148,7 +157,9 @@ def test_an_exported_program_is_copied_and_trained(tmp_path):
     more = torch.cat([X, X[:1]]), torch.cat([T, T[:1]]), torch.cat([LABEL, LABEL[:1]])
     torch.testing.assert_close(foreign(*more[:2], {"label": more[2]}), network(*more))
     student = copy.deepcopy(Preconditioned(foreign, VE(), "x0")).train()
-    assert {name.split(".", 3)[-1] for name, _ in student.named_parameters()} == {name for name, _ in network.named_parameters()}
+    assert {name.split(".", 3)[-1] for name, _ in student.named_parameters()} == {
+        name for name, _ in network.named_parameters()
+    }
     optimizer = torch.optim.SGD(student.parameters(), 0.1)
     loss = lambda: student(X, T.double(), {"label": LABEL}).square().mean()  # noqa: E731
     before = loss()
@@ -178,7 +189,9 @@ def test_programs_that_do_not_fit_are_refused(tmp_path):
         load_exported(tmp_path / "c.pt2")
 
 
-@pytest.mark.parametrize("process", [VE(), VP(), CosineVP(), DDPM(), RectifiedFlow(), TrigFlow()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(
+    "process", [VE(), VP(), CosineVP(), DDPM(), RectifiedFlow(), TrigFlow()], ids=lambda p: type(p).__name__
+)
 def test_a_rescaled_denoiser_of_other_data_is_the_denoiser_of_the_data(process):
     generator = torch.Generator().manual_seed(0)
     root = torch.randn(4, 4, generator=generator, dtype=torch.float64)
@@ -189,7 +202,9 @@ def test_a_rescaled_denoiser_of_other_data_is_the_denoiser_of_the_data(process):
     other = GaussianDenoiser.from_covariance(scale * mean + shift, scale**2 * covariance, process)
     sigma = torch.tensor([0.03, 0.4, 2.0, 20.0], dtype=torch.float64)
     t = process.time_of(sigma)
-    x_t = process.add_noise(torch.randn(4, 4, generator=generator, dtype=torch.float64), torch.ones(4, 4, dtype=torch.float64), t)
+    x_t = process.add_noise(
+        torch.randn(4, 4, generator=generator, dtype=torch.float64), torch.ones(4, 4, dtype=torch.float64), t
+    )
     torch.testing.assert_close(Rescaled(other, scale, shift)(x_t, t), exact(x_t, t), rtol=1e-8, atol=1e-9)
 
 

@@ -30,6 +30,19 @@ def normals(*shape) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
+class Answer:
+    """A denoiser that answers ``function(x_t)`` and keeps what it was given."""
+
+    null = None
+
+    def __init__(self, function, process=None):
+        self.function, self.process = function, process or RectifiedFlow()
+
+    def __call__(self, x_t, t, cond=None):
+        self.seen = (x_t, t)
+        return self.function(x_t)
+
+
 def test_a_denoiser_is_recognised_by_what_it_has(gaussian):
     assert isinstance(gaussian(VE()), Denoiser)
     assert isinstance(Preconditioned(nn.Identity(), VE()), Denoiser)
@@ -68,15 +81,10 @@ def test_a_denoiser_answers_the_same_in_every_process(gaussian, inner, outer):
 
 def test_a_view_at_pure_noise_sees_pure_noise(gaussian):
     flow, trig, noise = RectifiedFlow(), TrigFlow(0.5), normals(2, 3)
-    seen = []
-
-    class Spy(gaussian):
-        def __call__(self, x_t, t, cond=None):
-            seen.append((x_t, t))
-            return super().__call__(x_t, t, cond)
-
-    found = InProcess(Spy(trig), flow)(noise, f64([1.0, 1.0]))
-    x_t, t = seen[0]
+    spy = Answer(lambda x_t: x_t, trig)
+    InProcess(spy, flow)(noise, f64([1.0, 1.0]))
+    x_t, t = spy.seen
+    found = InProcess(gaussian(trig), flow)(noise, f64([1.0, 1.0]))
     torch.testing.assert_close(t, f64([math.pi / 2] * 2))
     torch.testing.assert_close(x_t, 0.5 * noise)
     torch.testing.assert_close(found, torch.full_like(found, 0.3))
@@ -127,7 +135,7 @@ def test_a_data_scale_must_be_positive(gaussian, scale):
 
 def test_a_reconditioned_denoiser_sees_other_conditions(labelled):
     denoiser = labelled(VE())
-    view = Reconditioned(denoiser, lambda cond: {"label": 1 - cond["label"]})
+    view = Reconditioned(denoiser, lambda cond: cond and {"label": 1 - cond["label"]})
     x_t, t = normals(2, 3), f64([1.0, 1.0])
     view(x_t, t, {"label": torch.tensor([0, 1])})
     assert denoiser.calls == [[1, 0]]
@@ -135,18 +143,6 @@ def test_a_reconditioned_denoiser_sees_other_conditions(labelled):
 
 
 # check_denoiser
-
-
-class Answer:
-    """A denoiser that answers ``function(x_t)``."""
-
-    null = None
-
-    def __init__(self, function, process=None):
-        self.function, self.process = function, process or RectifiedFlow()
-
-    def __call__(self, x_t, t, cond=None):
-        return self.function(x_t)
 
 
 def test_good_denoisers_pass(gaussian, labelled):

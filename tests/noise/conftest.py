@@ -24,12 +24,12 @@ ALL = {
 }
 
 
-@pytest.fixture(scope="session", params=ALL.values(), ids=ALL)
+@pytest.fixture(scope="session", params=list(ALL.values()), ids=list(ALL))
 def process(request):
     return request.param
 
 
-@pytest.fixture(scope="session", params=ALL.values(), ids=ALL)
+@pytest.fixture(scope="session", params=list(ALL.values()), ids=list(ALL))
 def other(request):
     return request.param
 

@@ -1,12 +1,14 @@
 """Steps between noise levels: transitions, posteriors, and targets between two levels."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from limbeck.errors import ConversionError
-from limbeck.noise import DDPM, VE, VP, CosineVP, RectifiedFlow, TrigFlow
+from limbeck.noise import DDPM, VE, VP, CosineVP, Process, RectifiedFlow, TrigFlow
 
 # a place in the range of times: anywhere, or within 1e-9 .. 1 of either end
 places = st.one_of(
@@ -123,7 +125,7 @@ def test_the_ddpm_posterior_is_that_of_diffusers(schedule, steps):
     from diffusers import DDPMScheduler
 
     process = DDPM({"squaredcos_cap_v2": "cosine"}.get(schedule, schedule))
-    scheduler = DDPMScheduler(beta_schedule=schedule, prediction_type="sample", clip_sample=False)
+    scheduler: Any = DDPMScheduler(beta_schedule=schedule, prediction_type="sample", clip_sample=False)
     scheduler.alphas_cumprod, scheduler.one = process.table, f64(1.0)  # the tables are compared elsewhere; here in float64
     scheduler.set_timesteps(steps)
     x_t, x0 = normals(3, (1, 2, 3), (1, 2, 3))
@@ -146,7 +148,11 @@ def subinterval_target(process, x_s, e, level, t):
     return (a_s**2 * s_t + a_t * s_s**2) / (a_s**2 * s_ts) * e - x_s / a_s
 
 
-SUBINTERVALS = [(RectifiedFlow(), 0.5, 0.8), (RectifiedFlow(), 0.3, 0.35), (RectifiedFlow(shift=3.0), 0.2, 0.9)]
+SUBINTERVALS: list[tuple[Process, float, float]] = [
+    (RectifiedFlow(), 0.5, 0.8),
+    (RectifiedFlow(), 0.3, 0.35),
+    (RectifiedFlow(shift=3.0), 0.2, 0.9),
+]
 SUBINTERVALS += [(VP(), 0.3, 0.5), (TrigFlow(), 0.7, 1.2), (TrigFlow(0.5), 0.7, 1.4), (VE(), 0.5, 2.0)]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -112,7 +113,7 @@ def test_flow_and_trigflow_velocities_are_the_papers():
 def test_the_shifted_flow_is_diffusers_flow(shift):
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(sigmas=torch.linspace(1.0, 0.05, 20).tolist())
     t = torch.linspace(1.0, 0.05, 20, dtype=torch.float64)
     process = RectifiedFlow(shift)
@@ -140,7 +141,7 @@ def test_the_shifted_flow_is_diffusers_flow(shift):
 def test_ddpm_tables_are_those_of_diffusers(process, options):
     from diffusers import DDPMScheduler
 
-    scheduler = DDPMScheduler(**options)
+    scheduler: Any = DDPMScheduler(**options)
     torch.testing.assert_close(process.table, scheduler.alphas_cumprod.double(), rtol=1e-4, atol=1e-6)  # float32 products
     i = torch.arange(process.steps)
     torch.testing.assert_close(process.a(i) ** 2, process.table, rtol=1e-12, atol=0)

@@ -1,6 +1,7 @@
 """Every law against the quantile function of its distribution."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from limbeck.noise import (
     Power,
     Shifted,
     Snapped,
+    TimeLaw,
     TrigFlow,
     Uniform,
     UniformInteger,
@@ -38,7 +40,7 @@ def _logit_normal_cdf(mean, std):
     return lambda t: stats.norm.cdf(torch.logit(torch.as_tensor(t)), mean, std)
 
 
-CONTINUOUS = {
+CONTINUOUS: dict[str, tuple[TimeLaw, Callable]] = {
     "uniform": (Uniform(-1.0, 3.0), stats.uniform(-1, 4).cdf),
     "log-uniform": (LogUniform(0.01, 50.0), stats.loguniform(0.01, 50.0).cdf),
     "log-normal": (LogNormal(-1.2, 1.2), stats.lognorm(s=1.2, scale=math.exp(-1.2)).cdf),
@@ -49,7 +51,7 @@ CONTINUOUS = {
     "power-early": (Power(0.5), stats.beta(0.5, 1.0).cdf),
     "karras": (Karras(), stats.uniform(0.002 ** (1 / 7), 80 ** (1 / 7) - 0.002 ** (1 / 7)).cdf),
 }
-OTHERS = {
+OTHERS: dict[str, TimeLaw] = {
     "integers": UniformInteger(3, 9),
     "choice": Choice((1.0, 2.0, 5.0), (0.2, 0.5, 0.3)),
     "mixture": Mixture((Uniform(0.0, 1.0), Uniform(1.0, 4.0)), (1.0, 2.0)),

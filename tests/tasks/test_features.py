@@ -46,7 +46,10 @@ def test_haar_is_orthonormal_and_exact():
     assert torch.equal(odd[0], haar(x)[0][..., :3, :2]) and odd[1].shape[-2:] == (3, 2)
 
 
-@pytest.mark.parametrize("shape, count", [((1, 4, 4), 20), ((1, 8, 8), 24), ((1, 28, 28), 28), ((3, 16, 16), 84), ((3, 33, 50), 84), ((8, 16, 16), 128)])
+@pytest.mark.parametrize(
+    "shape, count",
+    [((1, 4, 4), 20), ((1, 8, 8), 24), ((1, 28, 28), 28), ((3, 16, 16), 84), ((3, 33, 50), 84), ((8, 16, 16), 128)],
+)
 def test_features_of_every_size(shape, count):
     x = torch.rand(5, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     found = image_features(x)
@@ -105,4 +108,9 @@ def test_distance_sees_a_missing_digit():
     floor = bootstrap_floor(reference, frechet_distance, 5, 0)
     for digit in (0, 1, 7):
         assert frechet_distance(reference[labels != digit], reference) > 1.1 * floor
-    assert frechet_distance(features(load_digits()[0][:, :, :, torch.randperm(8, generator=torch.Generator().manual_seed(0))]), reference) > 20 * floor
+    assert (
+        frechet_distance(
+            features(load_digits()[0][:, :, :, torch.randperm(8, generator=torch.Generator().manual_seed(0))]), reference
+        )
+        > 20 * floor
+    )

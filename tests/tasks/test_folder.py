@@ -24,7 +24,9 @@ def expected(arrays):
     return x.movedim(-1, 1) if x.ndim == 4 else x[:, None]
 
 
-@pytest.mark.parametrize("suffix, options", [(".png", {}), (".bmp", {}), (".tif", {}), (".webp", {"lossless": True}), (".PNG", {})])
+@pytest.mark.parametrize(
+    "suffix, options", [(".png", {}), (".bmp", {}), (".tif", {}), (".webp", {"lossless": True}), (".PNG", {})]
+)
 @pytest.mark.parametrize("arrays", [RGB, GRAY], ids=["rgb", "gray"])
 def test_pictures_are_read_exactly(tmp_path, arrays, suffix, options):
     write(tmp_path / "a", arrays, suffix, **options)

@@ -24,7 +24,9 @@ GENERATOR = torch.Generator().manual_seed(0)
 MEAN = torch.linspace(-0.3, 0.4, 16).double()
 ROOT = torch.randn(16, 16, generator=GENERATOR, dtype=torch.float64) / 30
 COVARIANCE = ROOT @ ROOT.T + 0.002 * torch.eye(16)
-IMAGES = (MEAN + torch.randn(40, 16, generator=GENERATOR, dtype=torch.float64) @ torch.linalg.cholesky(COVARIANCE).T).reshape(40, 1, 4, 4)
+IMAGES = (MEAN + torch.randn(40, 16, generator=GENERATOR, dtype=torch.float64) @ torch.linalg.cholesky(COVARIANCE).T).reshape(
+    40, 1, 4, 4
+)
 LABELS = torch.arange(40) % 3
 
 SOURCE = '''
@@ -122,7 +124,9 @@ def test_a_network_of_zero_to_one_images_is_the_one_of_minus_one_to_one():
 
 
 def test_an_exact_teacher_reaches_the_noise_floor_and_a_wrong_declaration_is_found():
-    big = (MEAN + torch.randn(600, 16, generator=GENERATOR, dtype=torch.float64) @ torch.linalg.cholesky(COVARIANCE).T).reshape(-1, 1, 4, 4)
+    big = (MEAN + torch.randn(600, 16, generator=GENERATOR, dtype=torch.float64) @ torch.linalg.cholesky(COVARIANCE).T).reshape(
+        -1, 1, 4, 4
+    )
     task = made(Exact(DDPM()), big)
     assert task.judged_teacher(40)["frechet"] < 8 * task.evaluator.noise_floor(5)  # other samples of the same law
     with pytest.warns(UserWarning, match="worse than no network would .*; prediction eps with noise input time would fit"):

@@ -120,7 +120,14 @@ def test_python_distils_objects_and_the_command_line_says_that_it_cannot_resume_
     import mine
 
     given = dict(
-        labels=torch.arange(24) % 2, prediction="eps", process="flow", teacher_nodes=2, method="dmd", batch=8, out="run", quiet=True
+        labels=torch.arange(24) % 2,
+        prediction="eps",
+        process="flow",
+        teacher_nodes=2,
+        method="dmd",
+        batch=8,
+        out="run",
+        quiet=True,
     )
     run = limbeck.distill(mine.teacher(), data=images, iterations=3, **given)
     assert isinstance(run, limbeck.Run) and run.config.task_options == {
@@ -128,7 +135,12 @@ def test_python_distils_objects_and_the_command_line_says_that_it_cannot_resume_
     }
     x = run.sampler()(torch.randn(5, 1, 4, 4), {"label": torch.zeros(5, dtype=torch.int64)}, None)
     assert x.shape == (5, 1, 4, 4)
-    for arguments in (["distill", "--resume", "run"], ["distill", "--config", "run/config.yaml", "--out", "x"], ["sample", "run"], ["evaluate", "run"]):
+    for arguments in (
+        ["distill", "--resume", "run"],
+        ["distill", "--config", "run/config.yaml", "--out", "x"],
+        ["sample", "run"],
+        ["evaluate", "run"],
+    ):
         assert cli.main(arguments) == 2
         assert "started from Python with objects that no file holds (teacher Net" in capsys.readouterr().err
     more = limbeck.distill(mine.teacher(), data=images, iterations=3, **{**given, "resume": True})
@@ -166,7 +178,11 @@ def test_an_exported_program_is_distilled(place, images):
     B = torch.export.Dim("B")
     arguments = (torch.zeros(2, 1, 4, 4), torch.ones(2))
     torch.export.save(torch.export.export(Small(), arguments, dynamic_shapes=({0: B}, {0: B})), place / "t.pt2")
-    run = limbeck.distill("t.pt2", data=images, prediction="x0", process="ve", iterations=2, batch=8, teacher_nodes=2, out="run", quiet=True)
+    run = limbeck.distill(
+        "t.pt2", data=images, prediction="x0", process="ve", iterations=2, batch=8, teacher_nodes=2, out="run", quiet=True
+    )
     assert load_file(place / "run" / "student.safetensors").keys() == Small().state_dict().keys()
-    assert run.config.task_options == {"python": "teacher t.pt2, data Tensor (24, 1, 4, 4), prediction x0, process ve, teacher_nodes 2"}
+    assert run.config.task_options == {
+        "python": "teacher t.pt2, data Tensor (24, 1, 4, 4), prediction x0, process ve, teacher_nodes 2"
+    }
     assert run.summary["student"]["images_per_second"] > 0

@@ -78,7 +78,9 @@ def save_student(path: Path | str, denoiser: nn.Module, info: Mapping[str, Any])
         network = network.network
     network = network.program if isinstance(network, Exported) else network
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_model(network, str(path), {name: value if isinstance(value, str) else json.dumps(value) for name, value in info.items()})
+    save_model(
+        network, str(path), {name: value if isinstance(value, str) else json.dumps(value) for name, value in info.items()}
+    )
     return path
 
 

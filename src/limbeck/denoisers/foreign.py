@@ -5,6 +5,7 @@ import inspect
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -126,12 +127,16 @@ def load_exported(path: Path | str) -> tuple[Exported, torch.dtype]:
             module = program.module()
     except Exception as error:  # torch raises whatever the damage happens to cause
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LimbeckError(f"{path} is no program that torch.export.load can read ({reason}); write it with torch.export.save") from None
+        raise LimbeckError(
+            f"{path} is no program that torch.export.load can read ({reason}); write it with torch.export.save"
+        ) from None
     inputs = [spec for spec in program.graph_signature.user_inputs]
     shapes = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
-    tensors = [shapes.get(name) for name in inputs]
+    tensors: list[Any] = [shapes.get(name) for name in inputs]
     if len(tensors) not in (2, 3) or not all(isinstance(value, Tensor) for value in tensors):
-        raise LimbeckError(f"the program in {path} takes {len(tensors)} inputs ({', '.join(map(str, inputs))}); export one of (x, t) or (x, t, label)")
+        raise LimbeckError(
+            f"the program in {path} takes {len(tensors)} inputs ({', '.join(map(str, inputs))}); export one of (x, t) or (x, t, label)"
+        )
     if isinstance(tensors[0].shape[0], int):
         raise LimbeckError(
             f"the program in {path} is fixed to a batch of {tensors[0].shape[0]}; export it with a batch of any size: "

@@ -1,6 +1,7 @@
 """Discrete DDPM schedules as a process whose time is the index into the table."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,7 +25,7 @@ class DDPM(Process):
     steps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
-    alphas_cumprod: tuple[float, ...] | None = None
+    alphas_cumprod: Sequence[float] | Tensor | None = None  # kept as a tuple
 
     def __post_init__(self):
         if self.betas not in (names := ("linear", "scaled_linear", "cosine")):

@@ -5,13 +5,9 @@ The pages load nothing, run no script, follow the reader's light or dark theme, 
 
 from limbeck.report.grids import image_grid, save_grid, side_by_side
 from limbeck.report.pages import write_claims, write_comparison, write_report
-from limbeck.report.runs import Figures, Run, read_run
 
 __all__ = [
-    "Figures",
-    "Run",
     "image_grid",
-    "read_run",
     "save_grid",
     "side_by_side",
     "write_claims",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil, floor, isfinite, log10
 
-from limbeck.report.runs import Curve
+from limbeck.report.record import Curve
 from limbeck.report.words import figure
 
 WIDTH, HEIGHT = 340, 180
@@ -97,7 +97,7 @@ def chart(name: str, curves: Mapping[str, Curve], references: Mapping[str, float
         description=f"{title}{' on a logarithmic axis' if log else ''}: "
         + "; ".join((f"{label} " if len(curves) > 1 else "") + _told(*curve) for label, curve in curves.items() if curve[0]),
         log=log,
-        x_ticks=[(x(tick), f"{tick:,.0f}") for tick in _ticks(0, last) if tick == round(tick)],
+        x_ticks=[(x(tick), f"{tick:,.0f}") for tick in _ticks(0.0, last) if tick == round(tick)],
         y_ticks=[(y(tick), f"{tick:.4g}") for tick in (_log_ticks(low, high) if log else _ticks(low, high))],
         references=[(y(value), label) for label, value in lines.items()],
         series=[
@@ -166,7 +166,7 @@ def _series(label: str, colour: str, buckets: list[Bucket], broken: list[int], x
     )
     few = sum(map(len, runs)) <= 12
     dots = [(px, py) for run in runs for px, py, *_ in run if few or len(run) == 1]
-    return Series(label, colour, line, band, dots, sorted({x(step) for step in broken}))
+    return Series(label, colour, line, band, dots, sorted({x(float(step)) for step in broken}))
 
 
 def _padded(low: float, high: float, log: bool) -> tuple[float, float]:

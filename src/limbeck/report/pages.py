@@ -7,12 +7,12 @@ from math import inf, isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from limbeck import __version__
 from limbeck.errors import LimbeckError
 from limbeck.report import words
 from limbeck.report.curves import NOT_DRAWN, Chart, chart, is_main, order, positions
 from limbeck.report.pictures import Picture, picture
-from limbeck.report.runs import PICTURES, Figures, Run, labels, read_run
+from limbeck.report.record import PICTURES, Figures, Record, labels, read_record
+from limbeck.version import __version__
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -26,7 +26,7 @@ def write_report(folder: Path | str) -> Path:
     Raises:
         LimbeckError: no run there, or a damaged file.
     """
-    run = read_run(folder)
+    run = read_record(folder)
     references = {"frechet": {"teacher": _of(run.teacher, "frechet"), "perfect": run.noise_floor}}
     references["accuracy"] = {"teacher": _of(run.teacher, "accuracy")}
     charts = {name: chart(name, {run.method: curve}, references.get(name)) for name, curve in run.curves.items()}
@@ -51,7 +51,7 @@ def write_comparison(folders: Sequence[Path | str], path: Path | str) -> Path:
     """
     if not folders:
         raise LimbeckError("a comparison needs at least one run's folder")
-    runs = sorted((read_run(folder) for folder in folders), key=lambda run: (run.task, _rank(run)))
+    runs = sorted((read_record(folder) for folder in folders), key=lambda run: (run.task, _rank(run)))
     tasks = []
     for task, group in groupby(runs, key=lambda run: run.task):
         members = list(group)
@@ -107,7 +107,7 @@ def _templates() -> "Environment":
     return pages
 
 
-def _rows(run: Run) -> list[tuple[str, str, Figures]]:
+def _rows(run: Record) -> list[tuple[str, str, Figures]]:
     """Rows of the table: (kind, name, figures), best possible first."""
     rows = [("floor", "Perfect model", Figures(frechet=run.noise_floor))] if run.noise_floor is not None else []
     same = run.teacher_at_student_nfe
@@ -119,7 +119,7 @@ def _rows(run: Run) -> list[tuple[str, str, Figures]]:
     return rows + [(kind, name, figures) for kind, name, figures in named if figures is not None]
 
 
-def _pictures(run: Run, names: Sequence[str]) -> list[tuple[str, str, Picture]]:
+def _pictures(run: Record, names: Sequence[str]) -> list[tuple[str, str, Picture]]:
     """(title, what stands beside it, picture) in the order in which they are compared."""
     same = run.teacher_at_student_nfe
     about = {
@@ -147,7 +147,7 @@ def _shown(charts: Mapping[str, Chart | None], main: bool) -> list[Chart]:
     return [drawn for name in names if (drawn := charts[name]) is not None]
 
 
-def _overlay(name: str, runs: Mapping[str, Run]) -> Chart | None:
+def _overlay(name: str, runs: Mapping[str, Record]) -> Chart | None:
     # every run keeps its place, so that its colour is the same in all charts
     references = {"teacher": next((_of(run.teacher, name) for run in runs.values() if run.teacher), None)}
     return chart(name, {label: run.curves.get(name, ([], [])) for label, run in runs.items()}, references)
@@ -157,7 +157,7 @@ def _of(figures: Figures | None, name: str) -> float | None:
     return getattr(figures, name, None)
 
 
-def _rank(run: Run) -> float:
+def _rank(run: Record) -> float:
     distance = _of(run.student, "frechet")
     return inf if distance is None or isnan(distance) else distance
 

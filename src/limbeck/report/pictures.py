@@ -33,8 +33,8 @@ def picture(path: Path) -> Picture:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            image.load()
+        with Image.open(path) as file:
+            image = file.copy()
     except (OSError, SyntaxError, ValueError) as error:
         raise LimbeckError(f"{path} cannot be read as a picture ({error}): remove it or make it again") from None
     factor = enlargement(image.width, DRAWN)

@@ -3,9 +3,9 @@
 
 from collections.abc import Mapping, Sequence
 from math import isfinite, isnan
-from typing import Any
+from typing import Any, TypeGuard
 
-from limbeck.report.runs import Figures, Run
+from limbeck.report.record import Figures, Record
 
 __all__ = [
     "achievement",
@@ -44,7 +44,7 @@ def figure(value: float | None) -> str:
     return f"{value:#.3g}".rstrip(".")
 
 
-def count(value: float | None) -> str:
+def count(value: float | int | None) -> str:
     """A number of things: ``35``, ``1,000``."""
     return f"{value:,.0f}" if value is not None and isfinite(value) else figure(value)
 
@@ -84,10 +84,10 @@ def calls(figures: Figures | None) -> str:
 def speedup(figures: Figures | None, teacher: Figures | None) -> float | None:
     """Images per second over the teacher's."""
     ours, theirs = (None if which is None else which.images_per_second for which in (figures, teacher))
-    return ours / theirs if ours is not None and theirs is not None and _known(ours) and _known(theirs) and theirs else None
+    return ours / theirs if _known(ours) and _known(theirs) and theirs else None
 
 
-def achievement(run: Run) -> str:
+def achievement(run: Record) -> str:
     """What a run achieved, in one sentence with its numbers."""
     student, teacher = run.student, run.teacher
     if student is None:
@@ -102,7 +102,7 @@ def achievement(run: Run) -> str:
     theirs = f"the teacher’s {figure(teacher.frechet)}" if teacher is not None and _known(teacher.frechet) else ""
     if _known(student.frechet):
         parts.append(f"Fréchet distance {figure(student.frechet)}" + (f" against {theirs}" if theirs else ""))
-    elif student.frechet is not None:
+    elif student.frechet is not None or theirs:
         parts.append("no finite Fréchet distance" + (f" against {theirs}" if theirs else ""))
     ratio = speedup(student, teacher)
     if ratio is not None:
@@ -112,7 +112,7 @@ def achievement(run: Run) -> str:
     return ": ".join(part for part in (what, ", ".join(parts)) if part) or "Finished; nothing was measured"
 
 
-def context(run: Run) -> list[str]:
+def context(run: Record) -> list[str]:
     """Sentences that put the achievement in its place."""
     sentences = []
     student, same = run.student, run.teacher_at_student_nfe
@@ -130,34 +130,36 @@ def context(run: Run) -> list[str]:
     return sentences
 
 
-def best_of(runs: Sequence[Run]) -> str:
+def best_of(runs: Sequence[Record]) -> str:
     """The best of several runs of one task, sorted, in one sentence."""
     best, many = runs[0], f"{len(runs)} run{'' if len(runs) == 1 else 's'} on {runs[0].task}"
     if best.student is None or not _known(best.student.frechet):
         return f"{many}: none with a finite Fréchet distance"
-    described = []
-    for who, figures in (("", best.student), ("the teacher ", best.teacher)):
-        if figures is not None and _known(figures.frechet):
-            described.append(f"{who}{figure(figures.frechet)}" + (f" with {calls(figures)}" if calls(figures) else ""))
-    return f"{many}: {best.method} comes closest to the data, Fréchet distance {', '.join(described)}"
+    sentence = f"{many}: {best.method} comes closest to the data, Fréchet distance {figure(best.student.frechet)}"
+    if calls(best.student):
+        sentence += f" with {calls(best.student)}"
+    if best.teacher is not None and _known(best.teacher.frechet):
+        sentence += f", the teacher {figure(best.teacher.frechet)}"
+        sentence += f" with {count(best.teacher.nfe)}" if _known(best.teacher.nfe) else ""
+    return sentence
 
 
 def verdict(claim: Mapping[str, Any]) -> str:
-    """``holds`` or ``fails`` of a gated claim, ``shows`` or ``does not show`` of a reported one."""
-    return ("holds" if claim["holds"] else "fails") if claim["gated"] else ("shows" if claim["holds"] else "does not show")
+    """``holds`` or ``fails`` of a gated claim, ``shown`` or ``not shown`` of a reported one."""
+    return ("holds" if claim["holds"] else "fails") if claim["gated"] else ("shown" if claim["holds"] else "not shown")
 
 
 def claims_outcome(results: Sequence[Mapping[str, Any]]) -> str:
     """How many claims hold, in one sentence."""
     verdicts = [verdict(claim) for result in results for claim in result["claims"]]
     held, gated = verdicts.count("holds"), verdicts.count("holds") + verdicts.count("fails")
-    shown, reported = verdicts.count("shows"), len(verdicts) - gated
+    shown, reported = verdicts.count("shown"), len(verdicts) - gated
     of = f"of {len(results)} method{'' if len(results) == 1 else 's'}"
     if gated < 2:
         first = f"The one gated claim {of} {'holds' if held else 'fails'}" if gated else f"No gated claims {of}"
     else:
         first = f"{f'All {gated}' if held == gated else f'{held} of {gated}'} gated claims {of} hold"
-    second = f"; of {reported} reported without a gate, {shown} show{'s' if shown == 1 else ''} here"
+    second = f"; of {reported} reported without a gate, {shown} {'is' if shown == 1 else 'are'} shown"
     return first + (second if reported else "")
 
 
@@ -174,5 +176,5 @@ def measured(value: Any) -> str:
     return str(value)
 
 
-def _known(value: float | None) -> bool:
+def _known(value: float | None) -> TypeGuard[float]:
     return value is not None and isfinite(value)

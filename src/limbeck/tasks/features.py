@@ -27,7 +27,9 @@ def image_features(x: Tensor) -> Tensor:
     Raises LimbeckError for another shape.
     """
     if x.ndim != 4 or min(x.shape[2:]) < 4 or not x.is_floating_point():
-        raise LimbeckError(f"images have shape {tuple(x.shape)} and dtype {x.dtype}: features need (N, C, H, W), H, W >= 4, float")
+        raise LimbeckError(
+            f"images have shape {tuple(x.shape)} and dtype {x.dtype}: features need (N, C, H, W), H, W >= 4, float"
+        )
     x = x.double()
     parts = [F.adaptive_avg_pool2d(x, 4 if x.shape[1] <= 4 else 2)]
     for _ in range(min(3, min(x.shape[2:]).bit_length() - 2)):

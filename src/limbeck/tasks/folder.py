@@ -56,7 +56,9 @@ def _listed(folder: Path) -> tuple[list[Path], Tensor | None, tuple[str, ...]]:
         return files, None, ()
     if "" in classes:
         loose = files[tops.index("")]
-        raise LimbeckError(f"{folder} mixes pictures ({loose.name}) and folders of classes ({classes[1]}); move one or the other")
+        raise LimbeckError(
+            f"{folder} mixes pictures ({loose.name}) and folders of classes ({classes[1]}); move one or the other"
+        )
     return files, torch.tensor([classes.index(top) for top in tops]), classes
 
 
@@ -77,7 +79,9 @@ def _stacked(files: Sequence[Path], size: int | None) -> Tensor:
             bad.append((file, str(error) or type(error).__name__))
     if bad:
         file, reason = bad[0]
-        raise LimbeckError(f"{len(bad)} of {len(files)} pictures cannot be read, the first is {file} ({reason}); repair or remove them")
+        raise LimbeckError(
+            f"{len(bad)} of {len(files)} pictures cannot be read, the first is {file} ({reason}); repair or remove them"
+        )
     for file, array in zip(files, arrays, strict=True):
         if array.shape[:2] != arrays[0].shape[:2]:
             (h0, w0), (h, w) = arrays[0].shape[:2], array.shape[:2]
@@ -126,7 +130,9 @@ def load_tensors(file: Path) -> tuple[Tensor, Tensor | None]:
         found = _read(file)
     except (OSError, ValueError, EOFError, RuntimeError, UnpicklingError, BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LimbeckError(f"{file} cannot be read ({reason}); save plain arrays or tensors, Limbeck opens no pickles") from None
+        raise LimbeckError(
+            f"{file} cannot be read ({reason}); save plain arrays or tensors, Limbeck opens no pickles"
+        ) from None
     if not isinstance(found, Mapping):
         return as_images(found, str(file)), None
     images = found.get("images", found.get("arr_0"))

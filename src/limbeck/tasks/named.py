@@ -38,7 +38,9 @@ def made(found: Any, name: str, what: str) -> Any:
     if isinstance(found, nn.Module) or (hasattr(found, "process") and not isinstance(found, type)):
         return found
     if not callable(found):
-        raise LimbeckError(f"{what} {name} is a {type(found).__name__}; name a function or class that is called without arguments")
+        raise LimbeckError(
+            f"{what} {name} is a {type(found).__name__}; name a function or class that is called without arguments"
+        )
     try:
         return found()
     except LimbeckError:

@@ -71,7 +71,9 @@ def own_task(
             "small one on your images"
         )
     if data is None:
-        raise LimbeckError("a teacher without data: give --data (data=): the figures need real images, also where the method does not")
+        raise LimbeckError(
+            "a teacher without data: give --data (data=): the figures need real images, also where the method does not"
+        )
     pictures = _pictures(data, labels, image_size)
     images, number_type = pictures.images, getattr(torch, dtype)
     if len(images) < 2:
@@ -89,8 +91,9 @@ def own_task(
     if isinstance(denoiser, nn.Module):
         denoiser = denoiser.eval().to(device, number_type)
     images = images.to(number_type)
-    placed, cond = images.to(device), None if pictures.labels is None else {"label": pictures.labels.to(device)}
-    cond = tried(denoiser, placed, cond)
+    labelled = None if pictures.labels is None else {"label": pictures.labels.to(device)}
+    placed = images.to(device)
+    cond = tried(denoiser, placed, labelled)
     shape, count = tuple(images.shape[1:]), len(pictures.classes) if cond else 0
     task = Task(
         "own",

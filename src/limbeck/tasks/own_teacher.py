@@ -53,7 +53,9 @@ def read_teacher(teacher: str | Path, network: str | None = None) -> tuple[Any, 
         if ":" not in name:
             raise LimbeckError(f"the teacher {name!r} is neither a file ({', '.join(FILES)}) nor MODULE:FUNCTION")
         if network is not None:
-            raise LimbeckError(f"--network is for a file of weights; the teacher {name} is made by its own function: leave it out")
+            raise LimbeckError(
+                f"--network is for a file of weights; the teacher {name} is made by its own function: leave it out"
+            )
         return made(imported(name, "the teacher"), name, "the teacher"), None
     if not path.is_file():
         raise LimbeckError(f"the teacher {path} does not exist")
@@ -88,7 +90,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path} holds more than tensors, perhaps a whole pickled model, and is not opened; save model.state_dict() instead"
         ) from None
     except Exception as error:  # each library has its own for a damaged file
-        raise LimbeckError(f"{path} cannot be read ({type(error).__name__}); is it a whole file written by torch.save?") from None
+        raise LimbeckError(
+            f"{path} cannot be read ({type(error).__name__}); is it a whole file written by torch.save?"
+        ) from None
     tensors = isinstance(state, Mapping) and all(isinstance(value, Tensor) for value in state.values())
     if not tensors or not state:
         held = ", ".join(map(str, list(state)[:8])) if isinstance(state, Mapping) else f"a {type(state).__name__}"
@@ -170,7 +174,9 @@ def parsed_process(text: str) -> Process:
     try:
         return build_process({"kind": name, **values})
     except TypeError as error:
-        raise LimbeckError(f"the process {text!r} has an option of a wrong kind ({error}); write NAME or NAME:option=value") from None
+        raise LimbeckError(
+            f"the process {text!r} has an option of a wrong kind ({error}); write NAME or NAME:option=value"
+        ) from None
 
 
 def parsed_range(value: str | tuple[float, float] | list[float]) -> tuple[float, float]:

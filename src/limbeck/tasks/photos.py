@@ -18,7 +18,8 @@ def load_crops(count: int = COUNT, size: int = SIZE, seed: int = SEED) -> tuple[
     generator = np.random.default_rng(seed)
     photos = [Image.fromarray(photo) for photo in load_sample_images().images]  # china.jpg, flower.jpg, 640 x 427
     scaled = [
-        [np.asarray(photo.resize((photo.width // s, photo.height // s), Image.Resampling.BOX)) for s in SCALES] for photo in photos
+        [np.asarray(photo.resize((photo.width // s, photo.height // s), Image.Resampling.BOX)) for s in SCALES]
+        for photo in photos
     ]
     labels = np.arange(count) % len(photos)
     crops = []

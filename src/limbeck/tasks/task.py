@@ -72,10 +72,11 @@ class Evaluator:
         return replace(self, cond=cond, count=count).sample(sampler)
 
     def __call__(self, sampler: Sampler, nfe: int) -> Figures:
-        """nfe, frechet, accuracy (nan where not known) and images per second of a sampler."""
+        """nfe, frechet, accuracy (nan where not known) and images per second of a sampler; images clamped to [-1, 1]."""
         start = time.perf_counter()
         x = self.sample(sampler)
         seconds = time.perf_counter() - start
+        x = x.clamp(-1, 1)
         accuracy = float("nan") if self.accuracy is None or self.cond is None else self.accuracy(x, self.cond)
         return {
             "nfe": nfe,

@@ -40,7 +40,9 @@ def tried(denoiser: Denoiser, images: Tensor, cond: Cond | None) -> Cond | None:
         ) from error
     some = images[:64], None if cond is None else {"label": cond["label"][:64]}
     if denoising_ratio(denoiser, *some) != denoising_ratio(denoiser, *some):
-        warnings.warn("the teacher answers the same input differently: is there dropout in it, or noise of its own?", stacklevel=3)
+        warnings.warn(
+            "the teacher answers the same input differently: is there dropout in it, or noise of its own?", stacklevel=3
+        )
     if (ratio := denoising_ratio(denoiser, *some)) > 1.1:
         warnings.warn(
             f"the teacher denoises your images worse than no network would ({ratio:.3g} times the squared error of shrinking "

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +120,7 @@ class Total:
     value: Tensor
 
 
+@runtime_checkable
 class Source(Protocol):
     """Training data: ``size`` rows; fetch(rows) -> (x (B, ...) or None, conditions)."""
 

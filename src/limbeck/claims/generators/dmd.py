@@ -49,4 +49,4 @@ def judge(runs: Sequence[Figures]) -> list[Check]:
     ]
 
 
-CLAIM = Claim("dmd", "2311.18828", measure, judge, lambda: digits_task())
+CLAIM = Claim("dmd", "2311.18828", measure, judge, digits_task)

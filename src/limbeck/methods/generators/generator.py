@@ -42,7 +42,7 @@ def make_method(cls: type["Generator"], options: Any, task: Task, seed: int) -> 
     x, cond = task.source.fetch(rows)
     example = task.evaluator.real[rows] if x is None else x
     parts = Ingredients(task.teacher, task.shape, example, cond, x is not None, task.sigma_data, task.network)
-    return cls(parts, options)  # type: ignore[call-arg]
+    return cls(parts, options)
 
 
 def trained_copy(teacher: object) -> Any:

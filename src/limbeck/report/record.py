@@ -1,4 +1,4 @@
-"""A run's folder as one object: what was run, what came out, the figures by step, the pictures."""
+"""A run's record, read from its folder: what was run, what came out, the figures by step, the pictures."""
 
 import json
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Run:
+class Record:
     """``student`` is None while a run is unfinished, ``teacher`` also for methods without one."""
 
     folder: Path
@@ -52,7 +52,7 @@ class Run:
     """What the columns of the pictures show, if known."""
 
 
-def read_run(folder: Path | str) -> Run:
+def read_record(folder: Path | str) -> Record:
     """A run from ``config.yaml``, ``summary.json``, ``metrics.jsonl``, ``samples/*.png`` and ``samples/columns.json`` (a
     list of names); one of the first two is enough.
 
@@ -73,7 +73,7 @@ def read_run(folder: Path | str) -> Run:
         curves |= read_metrics(folder / "metrics.jsonl")
     _, columns = _read(folder / "samples" / "columns.json")
     method = str(about.get("method", "unknown method"))
-    return Run(
+    return Record(
         folder=folder,
         method=method,
         title=str(about.get("title") or method),
@@ -112,7 +112,7 @@ def flat(tree: Any, prefix: str = "") -> dict[str, str]:
     return leaves
 
 
-def labels(runs: list[Run]) -> list[str]:
+def labels(runs: list[Record]) -> list[str]:
     """A short name per run: its method, with the options in which runs of the same method and task differ."""
     names = []
     for run in runs:

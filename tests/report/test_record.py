@@ -5,16 +5,15 @@ from pathlib import Path
 import pytest
 
 from limbeck.errors import LimbeckError
-from limbeck.report import Figures, read_run
-from limbeck.report.runs import flat, labels
+from limbeck.report.record import Figures, flat, labels, read_record
 
 MakeRun = Callable[..., Path]
 
 
 def test_a_whole_run_is_read(make_run: MakeRun):
-    run = read_run(make_run())
+    run = read_record(make_run())
     assert (run.method, run.task, run.seed, run.arxiv) == ("dmd", "digits", "0", "2311.18828")
-    assert run.teacher == Figures(35, 1.83, 0.985, 1900.0)
+    assert run.teacher == Figures(35.0, 1.83, 0.985, 1900.0)
     assert run.student is not None and run.student.nfe == 1
     assert run.options["options.student.lr"] == "0.0005"
     assert list(run.pictures) == ["real", "teacher", "teacher_at_student_nfe", "student"]
@@ -25,24 +24,24 @@ def test_a_whole_run_is_read(make_run: MakeRun):
 
 def test_history_serves_where_metrics_lack_the_figure(make_run: MakeRun):
     folder = make_run()
-    assert read_run(folder).curves["frechet"][0] == list(range(100, 901, 100))
+    assert read_record(folder).curves["frechet"][0] == list(range(100, 901, 100))
     (folder / "metrics.jsonl").unlink()
-    curves = read_run(folder).curves
+    curves = read_record(folder).curves
     assert curves["frechet"] == ([300, 900], [3.2, 1.75])
     assert curves["accuracy"] == ([300], [0.97])
 
 
 def test_null_teacher_and_accuracy_and_numbers_as_text(make_run: MakeRun):
-    run = read_run(make_run(teacher=None, student={"nfe": 1, "frechet": "nan", "accuracy": None}))
+    run = read_record(make_run(teacher=None, student={"nfe": 1, "frechet": "nan", "accuracy": None}))
     assert run.teacher is None
     assert run.student is not None and run.student.accuracy is None and run.student.frechet != run.student.frechet
 
 
 def test_a_folder_that_is_no_run_is_told_what_it_lacks(tmp_path: Path):
     with pytest.raises(LimbeckError, match=r"is no run: config\.yaml and summary\.json are missing"):
-        read_run(tmp_path)
+        read_record(tmp_path)
     with pytest.raises(LimbeckError, match=r"no folder at .*nowhere"):
-        read_run(tmp_path / "nowhere")
+        read_record(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -60,7 +59,7 @@ def test_damaged_files_are_named(make_run: MakeRun, name: str, text: str, match:
     folder = make_run()
     (folder / name).write_text(text)
     with pytest.raises(LimbeckError, match=match):
-        read_run(folder)
+        read_record(folder)
 
 
 @pytest.mark.parametrize(
@@ -76,20 +75,20 @@ def test_damaged_files_are_named(make_run: MakeRun, name: str, text: str, match:
 )
 def test_wrong_content_is_named(make_run: MakeRun, changes: dict, match: str):
     with pytest.raises(LimbeckError, match=match):
-        read_run(make_run(**changes))
+        read_record(make_run(**changes))
 
 
 def test_labels_name_what_differs(make_run: MakeRun):
-    runs = [read_run(make_run(f"run{seed}", seed=seed)) for seed in (0, 1)] + [read_run(make_run("sid", method="sid"))]
+    runs = [read_record(make_run(f"run{seed}", seed=seed)) for seed in (0, 1)] + [read_record(make_run("sid", method="sid"))]
     assert labels(runs) == ["dmd seed=0", "dmd seed=1", "sid"]
     assert labels(runs[:1]) == ["dmd"]
 
 
 def test_labels_fall_back_to_folders(make_run: MakeRun):
-    runs = [read_run(make_run(name)) for name in ("first", "second")]
+    runs = [read_record(make_run(name)) for name in ("first", "second")]
     assert labels(runs) == ["dmd first", "dmd second"]
     (runs[1].folder / "config.yaml").write_text(json.dumps({"method": "dmd", "seed": 9, "a": 1, "b": 2, "c": 3, "d": 4}))
-    changed = read_run(runs[1].folder)
+    changed = read_record(runs[1].folder)
     assert labels([runs[0], changed]) == ["dmd first", "dmd second"]
 
 
