@@ -142,7 +142,7 @@ def test_warnings(exact_gaussian, normal):
 
 
 def test_statistics_of_another_range_are_named(digits):
-    images, teacher, gaussian = digits
+    images, _, gaussian = digits
     x, times = 80 * torch.ones_like(images[:2]), karras_grid(18)
     wrong = gaussian.rescaled(0.5, 0.5)
     with pytest.raises(LimbeckError, match=r"statistics are of data in \[0, 1\], but these data are in \[-1, 1\]"):
