@@ -88,15 +88,10 @@ def methods(arguments: list[str]) -> int:
                 print(sys.modules[cls.__module__].__doc__)
                 print(f"presets: {', '.join(presets)}")
         return 0
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("method", "paper", "year", "data", "through teacher", "networks held"):
-        table.add_column(column, no_wrap=column in ("method", "year"))
     for e in entries:
-        table.add_row(e.id, f"{e.title} {e.arxiv}", str(e.year), e.data, "yes" if e.input_gradients else "no", e.networks)
-    Console().print(table)
+        through = "yes" if e.input_gradients else "no"
+        print(f"{e.id:<16}{e.title}, {e.year}, arXiv {e.arxiv}")
+        print(f"{'':<16}data: {e.data} | gradients through the teacher: {through} | networks: {e.networks}")
     return 0
 
 
