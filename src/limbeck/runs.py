@@ -118,8 +118,8 @@ def distill(
     folder of pictures); what else there is to say of them (``labels=``, ``prediction=``, ``process=``, ...) are the keywords
     of :func:`limbeck.tasks.own_task`. None: a ``task`` by name ("digits", the default, or "photos"). ``method``: see
     `limbeck methods`; ``options``: its options dataclass, or a mapping of those that differ from the ``preset``; further
-    keywords are options too (``alpha=1.0``). ``precision``: bfloat16 runs the networks under autocast, losses in ``dtype``. ``out``: the run's folder (None: a new one under runs/). Returns a
-    :class:`Run`. Raises LimbeckError for what it cannot use.
+    keywords are options too (``alpha=1.0``). ``precision``: bfloat16 runs the networks under autocast, losses
+    in ``dtype``. ``out``: the run's folder (None: a new one under runs/). Returns a :class:`Run`. Raises LimbeckError for what it cannot use.
     """
     entry = distilling(method)
     task_options = dict(task_options or {})
