@@ -119,7 +119,8 @@ def distill(
     of :func:`limbeck.tasks.own_task`. None: a ``task`` by name ("digits", the default, or "photos"). ``method``: see
     `limbeck methods`; ``options``: its options dataclass, or a mapping of those that differ from the ``preset``; further
     keywords are options too (``alpha=1.0``). ``precision``: bfloat16 runs the networks under autocast, losses
-    in ``dtype``. ``out``: the run's folder (None: a new one under runs/). Returns a :class:`Run`. Raises LimbeckError for what it cannot use.
+    in ``dtype``. ``out``: the run's folder (None: a new one under runs/). Returns a :class:`Run`.
+    Raises LimbeckError for what it cannot use.
     """
     entry = distilling(method)
     task_options = dict(task_options or {})

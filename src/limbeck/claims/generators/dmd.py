@@ -42,7 +42,7 @@ def judge(runs: Sequence[Figures]) -> list[Check]:
         at_most("one-step student's Frechet distance / teacher's", ratio, STUDENT_RATIO),
         at_least("student's class accuracy - teacher's", m["student accuracy"] - m["teacher accuracy"], -0.01),
         at_least("images per second, student / teacher", m["student images_per_second"] / m["teacher images_per_second"], 25),
-        at_most("seconds of distillation", m["student seconds"], 60),
+        at_most("CPU seconds of distillation", m["student seconds"], 60),
         at_least("teacher at 1 NFE / student, Frechet distance", m["teacher at 1 NFE frechet"] / m["student frechet"], 5),
         at_least("control: critic that never learns / student, Frechet", m["dead critic frechet"] / m["student frechet"], 3),
         at_most("control: accuracy against other classes than asked for", m["shuffled accuracy"], 0.1),

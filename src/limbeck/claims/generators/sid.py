@@ -32,7 +32,7 @@ def judge(runs: Sequence[Figures]) -> list[Check]:
     return [
         at_most("one-step student's Frechet distance / teacher's", m["student frechet"] / m["teacher frechet"], STUDENT_RATIO),
         at_least("student's class accuracy - teacher's", m["student accuracy"] - m["teacher accuracy"], -0.01),
-        at_most("seconds of distillation", m["student seconds"], 60),
+        at_most("CPU seconds of distillation", m["student seconds"], 60),
         at_least("teacher at 1 NFE / student, Frechet distance", m["teacher at 1 NFE frechet"] / m["student frechet"], 2),
         at_least("control: critic that never learns / student, Frechet", m["dead critic frechet"] / m["student frechet"], 3),
     ]
