@@ -1,7 +1,9 @@
 """One torch thread, and with LIMBECK_TYPECHECK=1 (set by `make test`) annotations checked at every call."""
 
 import os
+from pathlib import Path
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
@@ -10,3 +12,14 @@ if os.environ.get("LIMBECK_TYPECHECK") == "1":
     import jaxtyping
 
     jaxtyping.install_import_hook("limbeck", "beartype.beartype")  # acts on imports that come after it
+
+
+@pytest.fixture(scope="session")
+def tiny_task():
+    """The name of a task that costs nothing (tests/tiny_task.py), known to `limbeck.tasks` while tests run that ask for it."""
+    from limbeck.tasks import TASKS
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent)
+        patch.setitem(TASKS, "tiny", "tiny_task:tiny")
+        yield "tiny"
