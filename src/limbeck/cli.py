@@ -196,6 +196,7 @@ def distill(arguments: list[str]) -> int:
     )  # fmt: skip
     folder = runs.open_folder(shared.resume or shared.out, config, shared.overwrite, shared.resume is not None)
     task = build_task(config.task, config.task_options, device=config.device, dtype=config.dtype, quiet=shared.quiet)
+    runs.begin(folder, config, shared.overwrite, shared.resume is not None)
     done = runs.run(config, task, folder, quiet=shared.quiet, command=" ".join(["limbeck", "distill", *arguments]))
     show(done.summary)
     print(f"\nreport: {folder / 'report.html'}")

@@ -3,11 +3,13 @@
 A run's folder: config.yaml, metrics.jsonl, checkpoints/, samples/, student.safetensors + .json, summary.json, report.html.
 """
 
+import itertools
 import json
 import platform
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -131,6 +133,7 @@ def distill(
     )
     folder = open_folder(out, config, overwrite, resume)
     built = task if isinstance(task, Task) else build_task(name, task_options, device=device, dtype=dtype, quiet=quiet)
+    begin(folder, config, overwrite, resume)
     return run(config, built, folder, quiet=quiet, command=command)
 
 
@@ -216,7 +219,7 @@ def write_down(done: Run, task: Task) -> None:
 
 
 def open_folder(out: Path | str | None, config: RunConfig, overwrite: bool, resume: bool) -> Path:
-    """The run's folder, ready: new, emptied (``overwrite``) or checked to hold the same run (``resume``)."""
+    """The run's folder: free, to be replaced (``overwrite``), or checked to hold the same run (``resume``). Writes nothing."""
     if overwrite and resume:
         raise LimbeckError("--overwrite and --resume contradict each other; choose one")
     folder = fresh_folder(config) if out is None else Path(out)
@@ -232,18 +235,29 @@ def open_folder(out: Path | str | None, config: RunConfig, overwrite: bool, resu
             raise LimbeckError(f"{folder} already exists; --resume {folder} goes on with it, --overwrite replaces it")
         if not (folder / "config.yaml").is_file():
             raise LimbeckError(f"{folder} is not a run (no config.yaml) and will not be overwritten; choose another --out")
+    return folder
+
+
+def begin(folder: Path, config: RunConfig, overwrite: bool, resume: bool) -> None:
+    """Empty the folder of a new run and write its config.yaml. Called once the task is built: what fails there costs no run."""
+    if resume:
+        return
+    if folder.is_dir() and overwrite:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise LimbeckError(f"{folder} was filled by another run meanwhile; choose another --out")
     (folder / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
-    return folder
 
 
 def fresh_folder(config: RunConfig) -> Path:
-    """runs/METHOD-TASK-NUMBER, the first number that is free."""
-    number = 1
-    while (folder := Path("runs") / f"{config.method}-{config.task}-{number}").exists():
-        number += 1
-    return folder
+    """runs/METHOD-TASK-NUMBER, the first number that is free, taken by an empty folder."""
+    for number in itertools.count(1):
+        folder = Path("runs") / f"{config.method}-{config.task}-{number}"
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError
 
 
 def read_config(folder: Path | str) -> RunConfig:

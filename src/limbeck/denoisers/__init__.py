@@ -8,7 +8,7 @@ from limbeck.denoisers.closed_form import ClosedForm, predict
 from limbeck.denoisers.files import build_denoiser, denoiser_config, load_denoiser, save_denoiser, save_student
 from limbeck.denoisers.finite import FiniteSetDenoiser
 from limbeck.denoisers.fit import explained_variance, fit_mixture
-from limbeck.denoisers.foreign import Exported, ForeignNetwork, load_exported
+from limbeck.denoisers.foreign import Exported, ForeignNetwork, load_exported, third_parameter
 from limbeck.denoisers.gaussian import GaussianDenoiser
 from limbeck.denoisers.guidance import ClassifierFree, guided, null_cond
 from limbeck.denoisers.mixture import MixtureDenoiser
@@ -55,5 +55,6 @@ __all__ = [
     "predict",
     "save_denoiser",
     "save_student",
+    "third_parameter",
     "times_like",
 ]

@@ -16,6 +16,7 @@ from limbeck.denoisers import (
     Rescaled,
     load_denoiser,
     load_exported,
+    third_parameter,
 )
 from limbeck.errors import LimbeckError
 from limbeck.networks import NETWORKS
@@ -122,7 +123,7 @@ def as_denoiser(teacher: Any, declared: Declared, sigma_data: float, time: torch
     if isinstance(getattr(teacher, "process", None), Process):
         if said := declared.said():
             raise LimbeckError(f"the teacher is a denoiser, which knows its own {', '.join(said)}; leave the declaration out")
-        denoiser = teacher
+        denoiser = _adapted(teacher) if isinstance(teacher, Preconditioned) else teacher
     elif isinstance(teacher, nn.Module):
         denoiser = _preconditioned(teacher, declared, scale * sigma_data, time)
     else:
@@ -145,6 +146,15 @@ def _preconditioned(network: nn.Module, declared: Declared, sigma_data: float, t
     if not isinstance(network, tuple(NETWORKS.values())) or declared.null_label is not None:
         raw = ForeignNetwork(network, declared.null_label, time)
     return Preconditioned(raw, process, declared.prediction, sigma_data, declared.noise_input)
+
+
+def _adapted(teacher: Preconditioned) -> Preconditioned:
+    """The denoiser, its network adapted where it is not called as the library's are."""
+    network = teacher.network
+    if isinstance(network, (ForeignNetwork, *NETWORKS.values())) or third_parameter(network)[0] == "cond":
+        return teacher
+    settings = teacher.prediction, teacher.sigma_data, teacher.noise_input, teacher.compute_dtype
+    return Preconditioned(ForeignNetwork(network), teacher.process, *settings)
 
 
 def parsed_process(text: str) -> Process:

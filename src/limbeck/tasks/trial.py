@@ -43,7 +43,7 @@ def tried(denoiser: Denoiser, images: Tensor, cond: Cond | None) -> Cond | None:
         warnings.warn(
             "the teacher answers the same input differently: is there dropout in it, or noise of its own?", stacklevel=3
         )
-    if (ratio := denoising_ratio(denoiser, *some)) >= 1:
+    if (ratio := denoising_ratio(denoiser, *some)) > 1.1:
         warnings.warn(
             f"the teacher denoises your images worse than no network would ({ratio:.3g} times the squared error of shrinking "
             "them towards their mean); check its weights, prediction, process, noise_input and data_range"
@@ -60,7 +60,7 @@ def _inner(denoiser: Any) -> Any:
 def _takes_labels(network: Any) -> bool:
     if isinstance(network, ForeignNetwork):
         return network.third is not None
-    return not isinstance(network, tuple(NETWORKS.values())) or getattr(network, "null", None) is not None
+    return not isinstance(network, tuple(NETWORKS.values())) or network.null is not None
 
 
 def _answer(denoiser: Denoiser, x: Tensor, cond: Cond | None, inner: Any) -> None:
@@ -106,7 +106,7 @@ def better_declaration(denoiser: Denoiser, images: Tensor, cond: Cond | None) ->
     inner = _inner(denoiser)
     if not isinstance(inner, Preconditioned) or not isinstance(inner.network, ForeignNetwork):
         return ""
-    best, name = 1.0, ""
+    best, name = 0.9, ""
     for prediction in PREDICTIONS:
         for noise_input in NOISE_INPUTS:
             other: Any = Preconditioned(inner.network, inner.process, prediction, inner.sigma_data, noise_input)
