@@ -3,7 +3,9 @@
 import os
 import sys
 import types
+from pathlib import Path
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
@@ -16,3 +18,14 @@ if os.environ.get("LIMBECK_TYPECHECK") == "1":
     checker.checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as for mypy
     sys.modules["limbeck_typechecker"] = checker
     jaxtyping.install_import_hook("limbeck", "limbeck_typechecker.checked")  # acts on imports that come after it
+
+
+@pytest.fixture(scope="session")
+def tiny_task():
+    """The name of a task that costs nothing (tests/tiny_task.py), known to `limbeck.tasks` while tests run that ask for it."""
+    from limbeck.tasks import TASKS
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent)
+        patch.setitem(TASKS, "tiny", "tiny_task:tiny")
+        yield "tiny"

@@ -27,7 +27,7 @@ from torch import Tensor
 from limbeck.denoisers import Cond, Denoiser
 from limbeck.errors import LimbeckError
 from limbeck.losses import denoising_loss, discriminator_loss, generator_loss, logit_accuracy, r1_finite_difference
-from limbeck.methods.generators.generator import Generator, Ingredients, discriminator_on, trained_copy
+from limbeck.methods.generators.generator import Generator, Ingredients, check_guidance, discriminator_on, trained_copy
 from limbeck.networks import FeatureTap
 from limbeck.noise import InSigma, Karras, LogNormal
 from limbeck.rules import DistributionMatching, Sample, input_gradient, surrogate
@@ -91,6 +91,7 @@ class DMD(Generator):
 
     def __init__(self, parts: Ingredients, options: DMDOptions = PRESETS["recommended"]):
         super().__init__(parts, options.sigmas)
+        check_guidance(parts.teacher, options.guidance)
         self.options, self.draws = options, options.critic_steps
         self.teacher: Denoiser = parts.teacher
         self.critic = trained_copy(parts.teacher)
