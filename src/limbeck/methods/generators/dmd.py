@@ -39,7 +39,7 @@ from limbeck.training.diagnostics import diversity
 class DMDOptions:
     """Options of DMD and DMD2. The defaults are what works on the digits."""
 
-    iterations: int = 900
+    iterations: int = 1100
     batch: int = 128
     student: OptimizerOptions = OptimizerOptions(lr=1e-3, warmup=20, decay="cosine", clip=1.0)
     critic: OptimizerOptions = OptimizerOptions(lr=2e-3, warmup=20, decay="cosine", clip=1.0)
