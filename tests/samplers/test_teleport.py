@@ -61,6 +61,18 @@ def test_the_rule_finds_the_digits_node(digits):
     assert choose_skip(gaussian, teacher, images[::8], karras_grid(18), tol=1e-3, generator=g) in (7, 8)
 
 
+def test_the_reference_sees_the_condition_and_the_gaussian_does_not(digits):
+    images, labels = digits[0][:600], torch.from_numpy(load_digits().target[:600])
+    teacher = FiniteSetDenoiser(images, VE(), labels=labels)
+    threes, times = images[labels == 3], karras_grid(18)
+    cond = {"label": torch.full((len(threes),), 3)}
+    skips = [
+        choose_skip(GaussianDenoiser.from_data(data, VE()), teacher, threes, times, 1e-3, cond, torch.Generator().manual_seed(0))
+        for data in (threes, images)
+    ]
+    assert skips[0] > skips[1] + 1, "the class's own statistics reach further than everyone's"
+
+
 @pytest.mark.parametrize("n", [18, 40])
 @pytest.mark.parametrize("k", [1, 5, 12])
 def test_dropping_nodes_is_a_karras_grid_of_the_rest(n, k, exact_gaussian, normal):

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from limbeck.denoisers import ClassifierFree, ClosedForm, Cond, Denoiser, explained_variance, times_like
+from limbeck.denoisers import ClassifierFree, ClosedForm, Cond, Denoiser, Reconditioned, explained_variance, times_like
 from limbeck.errors import LimbeckError
 from limbeck.noise import Process
 from limbeck.samplers.steps import check_nodes
@@ -151,7 +151,8 @@ def _quality(
     generator: torch.Generator | None,
     cond: Cond | None,
 ) -> float:
-    return explained_variance(gaussian, reference, data, node[None], generator, cond=cond).item()
+    model = Reconditioned(gaussian, lambda cond: None)
+    return explained_variance(model, reference, data, node[None], generator, cond=cond).item()
 
 
 def _checked(gaussian: Denoiser, other: Denoiser | None, times: Sequence[float] | Tensor) -> Tensor:
