@@ -1,6 +1,8 @@
 """One torch thread, and with LIMBECK_TYPECHECK=1 (set by `make test`) annotations checked at every call."""
 
 import os
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,12 @@ torch.set_num_threads(1)
 
 if os.environ.get("LIMBECK_TYPECHECK") == "1":
     import jaxtyping
+    from beartype import BeartypeConf, beartype
 
-    jaxtyping.install_import_hook("limbeck", "beartype.beartype")  # acts on imports that come after it
+    checker = types.ModuleType("limbeck_typechecker")
+    checker.checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as for mypy
+    sys.modules["limbeck_typechecker"] = checker
+    jaxtyping.install_import_hook("limbeck", "limbeck_typechecker.checked")  # acts on imports that come after it
 
 
 @pytest.fixture(scope="session")

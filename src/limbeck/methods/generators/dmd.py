@@ -41,8 +41,8 @@ class DMDOptions:
 
     iterations: int = 900
     batch: int = 128
-    student: OptimizerOptions = OptimizerOptions(lr=5e-4, warmup=20, decay="cosine", clip=1.0)
-    critic: OptimizerOptions = OptimizerOptions(lr=1e-3, warmup=20, decay="cosine", clip=1.0)
+    student: OptimizerOptions = OptimizerOptions(lr=1e-3, warmup=20, decay="cosine", clip=1.0)
+    critic: OptimizerOptions = OptimizerOptions(lr=2e-3, warmup=20, decay="cosine", clip=1.0)
     ema: EmaOptions = EmaOptions("inverse", 0.05)
     sigmas: tuple[float, ...] = (2.5,)
     """Noise levels sigma of the student's steps, decreasing; one level: a one-step generator."""
