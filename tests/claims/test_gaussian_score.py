@@ -24,7 +24,9 @@ def test_miniature_of_the_exact_teacher(digits):
     figures = exact_figures(1, images, noises=4)
     assert figures == exact_figures(1, images, noises=4)
     assert figures["skip 0 rmse"] == figures["heun 18 nodes rmse"]
-    assert figures["gaussian landing error"] < figures["shuffled covariance landing error"] < figures["other data landing error"]
+    assert (
+        figures["gaussian landing error"] < figures["shuffled covariance landing error"] < figures["other data landing error"]
+    )
     unexplained = [figures[f"unexplained at {level:g}"] for level in (20, 10, 5, 2, 1, 0.5)]
     assert unexplained == sorted(unexplained) and unexplained[0] < 1e-7 < 0.05 < unexplained[-1]
     assert figures["rule 0.0001 shuffled covariance"] < figures["rule 0.0001"] <= figures["rule 0.001"]

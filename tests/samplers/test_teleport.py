@@ -67,7 +67,9 @@ def test_the_reference_sees_the_condition_and_the_gaussian_does_not(digits):
     threes, times = images[labels == 3], karras_grid(18)
     cond = {"label": torch.full((len(threes),), 3)}
     skips = [
-        choose_skip(GaussianDenoiser.from_data(data, VE()), teacher, threes, times, 1e-3, cond, torch.Generator().manual_seed(0))
+        choose_skip(
+            GaussianDenoiser.from_data(data, VE()), teacher, threes, times, 1e-3, cond, torch.Generator().manual_seed(0)
+        )
         for data in (threes, images)
     ]
     assert skips[0] > skips[1] + 1, "the class's own statistics reach further than everyone's"

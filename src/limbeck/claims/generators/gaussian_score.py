@@ -53,12 +53,12 @@ def exact_figures(seed: int, images: Tensor, noises: int) -> Figures:
     def rmse(y: Tensor) -> float:
         return (y - exact).square().mean().sqrt().item()
 
-    figures = {}
+    figures: Figures = {}
     for k in SKIPS:
         y = Teleported(heun, gaussian, k)(teacher, x, times)
         figures |= {f"skip {k} rmse": rmse(y), f"skip {k} same": same(y, exact)}
-        figures[f"heun {NODES - k} nodes rmse"] = figures[f"skip {k} rmse"] if k == 0 else rmse(
-            heun(teacher, x, karras_grid(NODES - k))
+        figures[f"heun {NODES - k} nodes rmse"] = (
+            figures[f"skip {k} rmse"] if k == 0 else rmse(heun(teacher, x, karras_grid(NODES - k)))
         )
     for name, statistics in {"gaussian": gaussian, "shuffled covariance": shuffled, "other data": other}.items():
         there, rest, _ = teleport(statistics, x, fine, 7 * FINE)
@@ -79,7 +79,7 @@ def learned_figures(seed: int, teacher: Denoiser, images: Tensor, labels: Tensor
     """A class-conditional teacher of images with labels; one sample for each of them."""
     generator, process = torch.Generator().manual_seed(seed), teacher.process
     everyone, points = GaussianDenoiser.from_data(images, process), FiniteSetDenoiser(images, process)
-    figures = {}
+    figures: Figures = {}
     for name, model in {"gaussian": everyone, "delta": points}.items():
         unexplained = 1 - explained_variance(model, teacher, images, LEVELS, torch.Generator().manual_seed(seed))
         figures |= {f"learned {name} unexplained at {s:g}": v for s, v in zip(LEVELS, unexplained.tolist(), strict=True)}
