@@ -14,7 +14,6 @@ from limbeck.training import OptimizerOptions
 
 TEACHER_BOUND = 0.85  # Frechet distance of a healthy teacher
 STUDENT_RATIO = 1.25
-"""See CALIBRATION."""
 
 
 def measure(seed: int) -> Figures:
@@ -53,4 +52,9 @@ def judge(runs: Sequence[Figures]) -> list[Check]:
     ]
 
 
-CLAIM = Claim("dmd", "2311.18828", measure, judge, digits_task)
+CALIBRATION = (
+    "8 teachers: Frechet distance 0.716 +- 0.026 (largest 0.761), accuracy 0.9765 to 0.982, 19 to 23 CPU s. 8 students of the "
+    "first teacher: ratio 1.155 (median), 900 iterations gave 1.168 +- 0.051; 37 CPU s. With a teacher of 3,000 iterations "
+    "(0.342) the ratio was 1.6 after 900 iterations and 1.37 after 1,800 (one seed)."
+)
+CLAIM = Claim("dmd", "2311.18828", measure, judge, digits_task, CALIBRATION)

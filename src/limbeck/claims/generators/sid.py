@@ -1,8 +1,7 @@
 """SiD on the digits: data-free, one call of the student against 35 of its teacher (arXiv 2404.04057).
 
-Arms: the student, one with alpha = 1, and the negative control of a critic that never learns. SiD against DMD is reported:
-the Fisher divergence and the reverse KL are different goals. A closed-form arm checks the gain over the network that was
-not distilled, at the same number of calls.
+Arms: the student, and the negative control of a critic that never learns. DMD's own claim runs on the same teacher, so the
+two can be compared there; nothing is gated between them.
 """
 
 from collections.abc import Sequence
@@ -42,4 +41,5 @@ def judge(runs: Sequence[Figures]) -> list[Check]:
     ]
 
 
-CLAIM = Claim("sid", "2404.04057", measure, judge, digits_task)
+CALIBRATION = "8 seeds, one teacher: ratio 0.957 (median), mean 0.972 +- 0.062; accuracy 0.977 +- 0.002; about 45 CPU s."
+CLAIM = Claim("sid", "2404.04057", measure, judge, digits_task, CALIBRATION)
