@@ -24,7 +24,8 @@ TEACHER = TeacherOptions(
     iterations=1000, batch=64,
     optimizer=OptimizerOptions(lr=2e-3, betas=(0.9, 0.99), warmup=100, decay="cosine", clip=1.0),
 )  # fmt: skip
-PREFERRED: dict[str, dict[str, Any]] = {"dmd": {"iterations": 400, "batch": 32}}
+RATES = {"batch": 32, "student": {"lr": 2e-4}, "critic": {"lr": 4e-4}}  # those of the digits make the U-Net unstable
+PREFERRED: dict[str, dict[str, Any]] = {"dmd": {"iterations": 240, **RATES}, "sid": {"iterations": 350, **RATES}}
 
 
 def load_crops(count: int = COUNT, size: int = SIZE, seed: int = SEED) -> tuple[Tensor, Tensor]:
