@@ -53,7 +53,7 @@ def place(tmp_path, monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.setattr(cli, "one_thread", lambda: None)
     yield tmp_path
     sys.modules.pop("mine", None)
