@@ -13,6 +13,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import limbeck
+from limbeck import version
 from limbeck.errors import unknown
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +30,7 @@ REQUIREMENTS = [
 def test_version_is_the_one_that_the_build_reads():
     assert "version" in PROJECT["dynamic"]
     source = ROOT / PYPROJECT["tool"]["hatch"]["version"]["path"]
-    assert source == Path(limbeck.__file__)
+    assert source == Path(version.__file__)
     assert re.findall(r'^__version__ = "(.+)"$', source.read_text(), re.MULTILINE) == [limbeck.__version__]
     assert str(Version(limbeck.__version__)) == limbeck.__version__  # PEP 440, in its normal form
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass, replace
 from dataclasses import field as make_field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from limbeck.errors import LimbeckError, unknown
 from limbeck.methods import METHODS, find, preset_of
@@ -88,15 +88,10 @@ def methods(arguments: list[str]) -> int:
                 print(sys.modules[cls.__module__].__doc__)
                 print(f"presets: {', '.join(presets)}")
         return 0
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("method", "paper", "year", "data", "through teacher", "networks held"):
-        table.add_column(column, no_wrap=column in ("method", "year"))
     for e in entries:
-        table.add_row(e.id, f"{e.title} {e.arxiv}", str(e.year), e.data, "yes" if e.input_gradients else "no", e.networks)
-    Console().print(table)
+        through = "yes" if e.input_gradients else "no"
+        print(f"{e.id:<16}{e.title}, {e.year}, arXiv {e.arxiv}")
+        print(f"{'':<16}data: {e.data} | gradients through the teacher: {through} | networks: {e.networks}")
     return 0
 
 
@@ -146,6 +141,10 @@ class Shared:
     micro_batches: int = 1
     """Pieces of a batch, to save memory; the gradient stays the same."""
     checkpoint_every: int = 300
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 runs the networks under autocast; weights and losses stay in --dtype."""
+    tensorboard: bool = False
+    """Write TensorBoard files beside metrics.jsonl."""
     quiet: bool = False
 
 
@@ -174,7 +173,7 @@ def distill(arguments: list[str]) -> int:
         if named and find(stored.method).id != entry.id:
             raise LimbeckError(f"that run is of the method {stored.method!r}, not of {entry.id!r}; leave the method out")
         same: dict[str, Any] = {
-            n: getattr(stored, n) for n in ("task", "seed", "device", "dtype", "micro_batches", "checkpoint_every")
+            n: getattr(stored, n) for n in ("task", "seed", "device", "dtype", "micro_batches", "checkpoint_every", "precision")
         }
         same |= {n: Path(v) if n == "data" else v for n, v in stored.task_options.items() if n in OWN}
         base = replace(base, **same)
@@ -192,12 +191,13 @@ def distill(arguments: list[str]) -> int:
         given = (shared, _suited(entry.id, task_name, options, given[1], rest))
     config = runs.RunConfig(
         entry.id, task_name, task_options, runs.options_to_dict(given[1]), shared.seed, shared.device, shared.dtype,
-        shared.micro_batches, shared.checkpoint_every,
+        shared.micro_batches, shared.checkpoint_every, shared.precision,
     )  # fmt: skip
     folder = runs.open_folder(shared.resume or shared.out, config, shared.overwrite, shared.resume is not None)
     task = build_task(config.task, config.task_options, device=config.device, dtype=config.dtype, quiet=shared.quiet)
     runs.begin(folder, config, shared.overwrite, shared.resume is not None)
-    done = runs.run(config, task, folder, quiet=shared.quiet, command=" ".join(["limbeck", "distill", *arguments]))
+    command = " ".join(["limbeck", "distill", *arguments])
+    done = runs.run(config, task, folder, quiet=shared.quiet, command=command, tensorboard=shared.tensorboard)
     show(done.summary)
     print(f"\nreport: {folder / 'report.html'}")
     return 0

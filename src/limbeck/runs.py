@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -23,7 +23,7 @@ from limbeck.errors import LimbeckError
 from limbeck.methods import Entry, find, preset_of
 from limbeck.methods.generators.generator import Generator, make_method
 from limbeck.tasks import OWN_OPTIONS, TASKS, Task, build_task, own_task, preferred_options, recorded
-from limbeck.training import Loop, LoopOptions
+from limbeck.training import Loop, LoopOptions, set_precision
 from limbeck.training.checkpoints import load as load_checkpoint
 from limbeck.training.options import changed, merged_options, options_from_dict, options_to_dict
 from limbeck.version import __version__
@@ -46,6 +46,7 @@ class RunConfig:
     dtype: str = "float32"
     micro_batches: int = 1
     checkpoint_every: int = 300
+    precision: Literal["float32", "bfloat16"] = "float32"
     version: str = __version__
     format: int = FORMAT
 
@@ -73,7 +74,10 @@ def prepare(config: RunConfig, task: Task) -> tuple[Generator, Any]:
     """The method of a configuration on a task, and its options."""
     cls, options_class, _ = distilling(config.method).load()
     options = options_from_dict(options_class, config.options, f"options of {config.method}")
-    return make_method(cls, options, task, config.seed), options
+    method = make_method(cls, options, task, config.seed)
+    if config.precision != "float32":
+        set_precision(method.roles, getattr(torch, config.precision))
+    return method, options
 
 
 def distilling(name: str) -> Entry:
@@ -102,6 +106,8 @@ def distill(
     iterations: int | None = None,
     micro_batches: int = 1,
     checkpoint_every: int = 300,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    tensorboard: bool = False,
     quiet: bool = False,
     command: str | None = None,
     **more: Any,
@@ -112,8 +118,9 @@ def distill(
     folder of pictures); what else there is to say of them (``labels=``, ``prediction=``, ``process=``, ...) are the keywords
     of :func:`limbeck.tasks.own_task`. None: a ``task`` by name ("digits", the default, or "photos"). ``method``: see
     `limbeck methods`; ``options``: its options dataclass, or a mapping of those that differ from the ``preset``; further
-    keywords are options too (``alpha=1.0``). ``out``: the run's folder (None: a new one under runs/). Returns a
-    :class:`Run`. Raises LimbeckError for what it cannot use.
+    keywords are options too (``alpha=1.0``). ``precision``: bfloat16 runs the networks under autocast, losses
+    in ``dtype``. ``out``: the run's folder (None: a new one under runs/). Returns a :class:`Run`.
+    Raises LimbeckError for what it cannot use.
     """
     entry = distilling(method)
     task_options = dict(task_options or {})
@@ -129,15 +136,26 @@ def distill(
     if iterations is not None:
         options = replace(options, iterations=iterations)
     config = RunConfig(
-        entry.id, name, _jsonable(task_options), options_to_dict(options), seed, device, dtype, micro_batches, checkpoint_every
+        entry.id,
+        name,
+        _jsonable(task_options),
+        options_to_dict(options),
+        seed,
+        device,
+        dtype,
+        micro_batches,
+        checkpoint_every,
+        precision,
     )
     folder = open_folder(out, config, overwrite, resume)
     built = task if isinstance(task, Task) else build_task(name, task_options, device=device, dtype=dtype, quiet=quiet)
     begin(folder, config, overwrite, resume)
-    return run(config, built, folder, quiet=quiet, command=command)
+    return run(config, built, folder, quiet=quiet, tensorboard=tensorboard, command=command)
 
 
-def run(config: RunConfig, task: Task, folder: Path, quiet: bool = False, command: str | None = None) -> Run:
+def run(
+    config: RunConfig, task: Task, folder: Path, quiet: bool = False, command: str | None = None, tensorboard: bool = False
+) -> Run:
     """Train (or go on training) in a prepared folder, judge teacher and student, and write everything down."""
     method, options = prepare(config, task)
     nfe = len(method.times)
@@ -156,6 +174,7 @@ def run(config: RunConfig, task: Task, folder: Path, quiet: bool = False, comman
         device=config.device,
         evaluate=lambda step: _kept(task.evaluator(method.sampler(), nfe)),
         best="frechet",
+        tensorboard=tensorboard,
         meta={"method": config.method},
         quiet=quiet,
     )

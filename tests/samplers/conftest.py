@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from limbeck.denoisers import GaussianDenoiser
 from limbeck.noise import DDPM, VE, VP, CosineVP, Process, RectifiedFlow, TrigFlow, spread
 
 PROCESSES = {
@@ -12,28 +13,6 @@ PROCESSES = {
     "shifted": RectifiedFlow(shift=3.0),
     "trigflow": TrigFlow(sigma_data=0.5),
 }
-
-
-class ExactGaussian:
-    """Independent coordinates N(mean, var): D and the flow map in closed form."""
-
-    null = None
-
-    def __init__(self, process: Process, d: int = 4):
-        self.process = process
-        self.mean, self.var = torch.linspace(-1, 1, d, dtype=torch.float64), torch.logspace(-1, 0, d, dtype=torch.float64)
-
-    def _coefficients(self, t):
-        a, s = (c(t.double()).reshape(-1, 1) for c in (self.process.a, self.process.s))
-        return a, a**2 * self.var + s**2
-
-    def __call__(self, x_t, t, cond=None):
-        a, v = self._coefficients(t)
-        return (self.mean + a * self.var / v * (x_t.double() - a * self.mean)).to(x_t)
-
-    def flow_map(self, x, t_from, t_to):
-        (a, v), (a_to, v_to) = self._coefficients(t_from), self._coefficients(t_to)
-        return a_to * self.mean + torch.sqrt(v_to / v) * (x - a * self.mean)
 
 
 class Wobbly:
@@ -57,7 +36,9 @@ class Wobbly:
 
 @pytest.fixture
 def exact_gaussian():
-    return ExactGaussian
+    """Independent coordinates N(mean, eigenvalues) in a process."""
+    mean, var = torch.linspace(-1, 1, 4, dtype=torch.float64), torch.logspace(-1, 0, 4, dtype=torch.float64)
+    return lambda process: GaussianDenoiser(mean, torch.eye(4), var, 0.0, process)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ def test_equals_the_exact_flow_map(direction, process, exact_gaussian, normal):
     if direction == "backward":
         t_from, t_to = t_to, t_from
     start, end = (torch.full((8,), t, dtype=torch.float64) for t in (t_from, t_to))
-    x = process.add_noise(gaussian.mean + gaussian.var.sqrt() * normal(8, 4), normal(8, 4, seed=1), start)
+    x = process.add_noise(gaussian.mean + gaussian.eigenvalues.sqrt() * normal(8, 4), normal(8, 4, seed=1), start)
     expected = gaussian.flow_map(x, start, end)
     found = solve(gaussian, x, t_from, t_to)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7 * expected.abs().max().item())

@@ -10,13 +10,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from limbeck.denoisers import ForeignNetwork, GaussianDenoiser, Preconditioned, Rescaled, load_denoiser, save_denoiser
+from limbeck.denoisers import ForeignNetwork, GaussianDenoiser, Preconditioned, Rescaled, save_denoiser
 from limbeck.errors import LimbeckError
 from limbeck.networks import ResidualMLP, UNet
 from limbeck.noise import DDPM, VE, RectifiedFlow
 from limbeck.tasks import build_task, heun_sampler, own_task
 from limbeck.tasks.own import own_task_from_options, recorded, sampled_range
-from limbeck.tasks.own_teacher import parsed_process, parsed_range, read_teacher
+from limbeck.tasks.own_teacher import parsed_process, parsed_range
 from limbeck.tasks.trial import denoising_ratio
 
 pytestmark = pytest.mark.filterwarnings("ignore:the teacher denoises")

@@ -28,6 +28,7 @@ from limbeck.training import (
     TensorSource,
     Total,
     Update,
+    set_precision,
 )
 from limbeck.training.checkpoints import load
 
@@ -295,6 +296,25 @@ def test_ema_follows_the_recursion():
         shadow = [beta * s + (1 - beta) * p.detach() for s, p in zip(shadow, loop.method.student.parameters(), strict=True)]
         for s, p in zip(shadow, loop.method.roles["student"].ema.parameters(), strict=True):
             torch.testing.assert_close(s, p, rtol=1e-13, atol=1e-15)
+
+
+def test_precision_is_the_networks_alone():
+    method = Toy(dtype=torch.float32)
+    seen = []
+    method.student.network.register_forward_hook(lambda m, args, out: seen.append(out.dtype))
+    set_precision(method.roles, torch.bfloat16)
+    loop = make(method)
+    loop.train()
+    assert set(seen) == {torch.bfloat16}
+    assert {p.dtype for p in method.student.parameters()} == {torch.float32}
+    assert method.roles["student"].ema.compute_dtype == torch.bfloat16
+    set_precision(method.roles, None)
+    seen.clear()
+    loop.options = replace(loop.options, iterations=7)
+    loop.iterate()
+    assert set(seen) == {torch.float32}
+    with pytest.raises(LimbeckError, match="role 'student' is a Linear, which cannot be run in torch.bfloat16"):
+        set_precision({"student": Role(nn.Linear(1, 1))}, torch.bfloat16)
 
 
 def test_impossible_options_say_so():

@@ -10,6 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
+import tyro
+
 from limbeck.claims.claim import Claim, Figures, failed, result
 from limbeck.errors import LimbeckError
 from limbeck.methods import find
@@ -26,7 +28,7 @@ CLAIMS = {
 class Arguments:
     """Run methods' own claims on this computer; exit code 1 where a gated one does not hold."""
 
-    methods: tuple[str, ...]
+    methods: Annotated[tuple[str, ...], tyro.conf.Positional]
     seeds: int = 3
     """Runs of every arm; figures are medians."""
     jobs: int = 1
@@ -37,16 +39,13 @@ class Arguments:
 
 def reproduce(arguments: list[str]) -> int:
     """Parse the command's arguments, run the claims, print the table; returns the exit code."""
-    import tyro
-
     everything = "--all" in arguments
     arguments = [a for a in arguments if a != "--all"]
     if everything:
         arguments = [*CLAIMS, *arguments]
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         raise LimbeckError(f"name the methods to reproduce, or --all; there are claims for: {', '.join(CLAIMS)}")
-    parser = Annotated[Arguments, tyro.conf.configure(tyro.conf.PositionalRequiredArgs)]
-    given: Any = tyro.cli(parser, prog="limbeck reproduce", args=arguments)
+    given = tyro.cli(Arguments, prog="limbeck reproduce", args=arguments)
     if given.seeds < 1 or given.jobs < 1:
         raise LimbeckError(f"--seeds {given.seeds} and --jobs {given.jobs} must be at least 1")
     names = list(dict.fromkeys(find(name).id for name in given.methods))

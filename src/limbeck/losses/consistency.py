@@ -58,5 +58,7 @@ def consistency_loss(
     high = student(x_high, t_high, cond)
     with torch.no_grad(), rng.replay():
         low = target(x_low, t_low, cond)
-    gap = distance(high.float() if high.dtype in (torch.float16, torch.bfloat16) else high, low.to(high).detach())
+    if high.dtype in (torch.float16, torch.bfloat16):  # their difference underflows where the points are close
+        high = high.float()
+    gap = distance(high, low.to(high).detach())
     return (gap if weight is None else weight.to(gap) * gap).mean()

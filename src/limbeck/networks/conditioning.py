@@ -14,7 +14,7 @@ from limbeck.networks.contract import Condition
 NoiseFeatures = Literal["fourier", "positional"]
 
 
-def sinusoids(x: Tensor, channels: int, kind: NoiseFeatures, scale: float = 2.0) -> Tensor:
+def sinusoids(x: Tensor, channels: int, kind: str, scale: float = 2.0) -> Tensor:
     """Cosines and sines of x at `channels / 2` frequencies: shape (*x.shape, channels).
 
     "fourier": frequencies from 1/16 to `scale` cycles per unit, evenly spaced in their logarithm, for an
@@ -70,7 +70,7 @@ class Conditioning(nn.Module):
     Per-token noise inputs (B, L) give (B, L, width). `classes` > 0 takes the condition of `LabelEmbedding`.
     """
 
-    def __init__(self, width: int, classes: int = 0, noise: NoiseFeatures = "fourier", fourier_scale: float = 2.0) -> None:
+    def __init__(self, width: int, classes: int = 0, noise: str = "fourier", fourier_scale: float = 2.0) -> None:
         super().__init__()
         if noise not in ("fourier", "positional"):
             raise unknown("kind of noise features", noise, ("fourier", "positional"))

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from limbeck.errors import LimbeckError
 from limbeck.networks.attention import Attention
-from limbeck.networks.conditioning import Conditioning, NoiseFeatures, sinusoids
+from limbeck.networks.conditioning import Conditioning, sinusoids
 from limbeck.networks.contract import Condition, check_input, configuration
 
 
@@ -76,7 +76,7 @@ class DiT(nn.Module):
         dropout: float = 0.0,
         expansion: int = 4,
         embedding: int = 128,
-        noise: NoiseFeatures = "fourier",
+        noise: str = "fourier",
         fourier_scale: float = 2.0,
     ) -> None:
         config = configuration("dit", locals())

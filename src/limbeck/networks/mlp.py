@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, addcmul, nn
 from torch.nn import functional as F
 
-from limbeck.networks.conditioning import Conditioning, NoiseFeatures
+from limbeck.networks.conditioning import Conditioning
 from limbeck.networks.contract import Condition, check_input, configuration
 
 
@@ -50,7 +50,7 @@ class ResidualMLP(nn.Module):
         dropout: float = 0.0,
         expansion: int = 1,
         embedding: int = 128,
-        noise: NoiseFeatures = "fourier",
+        noise: str = "fourier",
         fourier_scale: float = 2.0,
     ) -> None:
         config = configuration("mlp", locals())

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from limbeck.errors import LimbeckError
 from limbeck.networks.attention import Attention
-from limbeck.networks.conditioning import Conditioning, NoiseFeatures
+from limbeck.networks.conditioning import Conditioning
 from limbeck.networks.contract import Condition, check_input, configuration
 
 
@@ -79,7 +79,7 @@ class UNet(nn.Module):
         patch: int = 1,
         head_channels: int = 32,
         embedding: int = 128,
-        noise: NoiseFeatures = "fourier",
+        noise: str = "fourier",
         fourier_scale: float = 2.0,
     ) -> None:
         config = configuration("unet", locals())

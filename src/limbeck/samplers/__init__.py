@@ -17,7 +17,7 @@ from limbeck.samplers.ode import ddim, dpm_solver_pp_2m, euler, heun
 from limbeck.samplers.rollout import Renoise, Rollout, Start, Trajectory
 from limbeck.samplers.steps import Noise, check_nodes, ddim_step, generator_noise
 from limbeck.samplers.stochastic import ancestral, stochastic_edm
-from limbeck.samplers.teleport import Jump, Teleported, WithFlowMap, choose_skip, explained_variance, teleport
+from limbeck.samplers.teleport import Jump, Teleported, WithFlowMap, choose_skip, teleport
 
 SOLVERS: dict[str, Callable[..., Tensor]] = {
     "ancestral": ancestral,
@@ -48,7 +48,6 @@ __all__ = [
     "ddim_step",
     "dpm_solver_pp_2m",
     "euler",
-    "explained_variance",
     "generator_noise",
     "heun",
     "solve",

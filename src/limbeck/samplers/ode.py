@@ -65,7 +65,7 @@ def euler(
     return ddim(denoiser, x, times, cond, final=final)
 
 
-def path_of(process: Process, path: Path | None = None) -> Path:
+def path_of(process: Process, path: str | None = None) -> str:
     """In which variable a second-order method averages slopes; default "sigma" unless the process ends without signal.
 
     "sigma": y = x / a over p = s / a (EDM, diffusers' HeunDiscreteScheduler); "flow": y = x / (a + s) over p = s / (a + s)
@@ -79,7 +79,7 @@ def path_of(process: Process, path: Path | None = None) -> Path:
     return path
 
 
-def on_path(process: Process, t: Tensor, path: Path) -> tuple[float, float]:
+def on_path(process: Process, t: Tensor, path: str) -> tuple[float, float]:
     """(scale, p) at t with x = scale y; raises LimbeckError where the path "sigma" has no signal to divide by."""
     a, s = process.a(t).item(), process.s(t).item()
     if path == "flow":
@@ -90,7 +90,7 @@ def on_path(process: Process, t: Tensor, path: Path) -> tuple[float, float]:
 
 
 def heun_step(
-    denoiser: Denoiser, x: Tensor, x0: Tensor, t: Tensor, t_to: Tensor, cond: Cond | None, path: Path, order: int = 2
+    denoiser: Denoiser, x: Tensor, x0: Tensor, t: Tensor, t_to: Tensor, cond: Cond | None, path: str, order: int = 2
 ) -> Tensor:
     """Euler's step from t to t_to, corrected with the slope at t_to (order 2); x0 is the denoiser's at (x, t)."""
     (scale, p), (scale_to, p_to) = (on_path(denoiser.process, time, path) for time in (t, t_to))
@@ -109,7 +109,7 @@ def heun(
     times: Sequence[float] | Tensor,
     cond: Cond | None = None,
     *,
-    path: Path | None = None,
+    path: str | None = None,
     final: bool = True,
 ) -> Tensor:
     """Heun's second-order method, EDM's deterministic sampler (arXiv 2206.00364, Algorithm 1).

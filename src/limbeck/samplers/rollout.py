@@ -47,9 +47,9 @@ class Rollout:
 
     process: Process
     times: Sequence[float] | Tensor  # kept as a tuple of numbers
-    renoise: Renoise = "fresh"
+    renoise: str = "fresh"
     noise_scale: float = 1.0
-    start: Start = "noise"
+    start: str = "noise"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "times", tuple(check_nodes(self.process, self.times).tolist()))

@@ -9,7 +9,7 @@ from torch import Tensor
 from limbeck.denoisers import Cond, Denoiser, times_like
 from limbeck.errors import LimbeckError
 from limbeck.noise import Process
-from limbeck.samplers.ode import Path, heun_step, path_of
+from limbeck.samplers.ode import heun_step, path_of
 from limbeck.samplers.steps import Noise, check_nodes, drawn
 
 
@@ -45,7 +45,7 @@ def stochastic_edm(
     s_max: float = 50.0,
     s_noise: float = 1.003,
     order: int = 2,
-    path: Path | None = None,
+    path: str | None = None,
     final: bool = True,
 ) -> Tensor:
     """EDM's stochastic sampler (arXiv 2206.00364, Algorithm 2; defaults: its ImageNet-64 values) for every process.

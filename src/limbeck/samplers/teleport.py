@@ -12,18 +12,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from limbeck.denoisers import ClassifierFree, Cond, Denoiser, times_like
+from limbeck.denoisers import ClassifierFree, ClosedForm, Cond, Denoiser, Reconditioned, explained_variance, times_like
 from limbeck.errors import LimbeckError
 from limbeck.noise import Process
-from limbeck.samplers.steps import check_nodes, scalar
+from limbeck.samplers.steps import check_nodes
 
 PROBE = 0.99  # explained variance of a score below which the Gaussian does not describe what is being sampled
 
 
 class WithFlowMap(Denoiser, Protocol):
-    """A denoiser whose probability-flow ODE is solved: x (B, ...) at t_from (B,) is carried to t_to (B,)."""
+    """A denoiser whose probability-flow ODE is solved: x_from (B, ...) at t_from (B,) is carried to t_to (B,)."""
 
-    def flow_map(self, x: Tensor, t_from: Tensor, t_to: Tensor) -> Tensor: ...
+    def flow_map(self, x_from: Tensor, t_from: Tensor, t_to: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -39,27 +39,6 @@ class Jump:
     explained_variance: float | None = None
 
 
-@torch.no_grad()
-def explained_variance(
-    gaussian: Denoiser,
-    reference: Denoiser,
-    data: Tensor,
-    t: float | Tensor,
-    cond: Cond | None = None,
-    generator: torch.Generator | None = None,
-) -> float:
-    """EV = 1 - sum ||S_ref - S||^2 / sum ||S_ref||^2 of the scores at x_t = a x_0 + s e, x_0 in data (B, ...), float64 sums.
-
-    With S = (a D - x_t) / s^2 it needs only the denoisers. ``reference`` is asked in the dtype of the data.
-    """
-    process, time = reference.process, times_like(data, t)
-    device = generator.device if generator is not None else data.device
-    x_t = process.add_noise(data, torch.randn(data.shape, generator=generator, device=device, dtype=data.dtype).to(data), time)
-    a = scalar(process.a(time), x_t.double())
-    d_ref, d = reference(x_t, time, cond).double(), gaussian(x_t.double(), time).double()
-    return 1 - (((a * (d_ref - d)) ** 2).sum() / ((a * d_ref - x_t.double()) ** 2).sum()).item()
-
-
 def choose_skip(
     gaussian: Denoiser,
     reference: Denoiser,
@@ -71,11 +50,12 @@ def choose_skip(
 ) -> int:
     """The largest k such that 1 - EV <= tol at every node up to times[k], leaving two nodes to the solver; 0: no jump.
 
-    EV is the explained variance of the reference's score on ``data`` (B, ...); tol 1e-4 is careful, 1e-3 normal.
+    EV is the explained variance of the reference's score on ``data`` (N, ...) with ``cond``; tol 1e-4 is careful, 1e-3
+    normal. Noise is drawn on the CPU from ``generator``.
     """
     nodes = _checked(gaussian, reference, times)
     k = 0
-    while k < len(nodes) - 2 and 1 - explained_variance(gaussian, reference, data, nodes[k + 1], cond, generator) <= tol:
+    while k < len(nodes) - 2 and 1 - _quality(gaussian, reference, data, nodes[k + 1], generator, cond) <= tol:
         k += 1
     return k
 
@@ -103,9 +83,8 @@ def teleport(
     Raises LimbeckError unless two nodes remain and sigma lies inside the grid.
     """
     nodes = _checked(gaussian, reference, times)
-    check_range = getattr(gaussian, "check_range", None)  # statistics that know the range of their data
-    if data is not None and check_range is not None:
-        check_range(data)
+    if data is not None and isinstance(gaussian, ClosedForm) and gaussian.data_range is not None:
+        gaussian.check_range(data)
     sigmas = gaussian.process.sigma(nodes)
     if skip is not None and sigma is not None:
         raise LimbeckError("give the node to jump to as skip or as sigma, not both")
@@ -123,7 +102,7 @@ def teleport(
         raise LimbeckError(f"cannot skip {skip} of {len(nodes)} nodes: the solver needs two, so skip at most {len(nodes) - 2}")
     quality = None
     if reference is not None and data is not None and skip > 0:
-        quality = explained_variance(gaussian, reference, data, nodes[skip], cond, generator)
+        quality = _quality(gaussian, reference, data, nodes[skip], generator, cond)
         if quality < PROBE:
             warnings.warn(
                 f"the Gaussian explains {quality:.4f} < {PROBE} of the score at sigma = {sigmas[skip]:.4g}: statistics of "
@@ -162,6 +141,18 @@ class Teleported:
             inner = getattr(inner, "denoiser", None)
         x, remaining, _ = teleport(self.gaussian, x, times, self.skip)
         return self.solver(denoiser, x, remaining, cond, **options)
+
+
+def _quality(
+    gaussian: Denoiser,
+    reference: Denoiser,
+    data: Tensor,
+    node: Tensor,
+    generator: torch.Generator | None,
+    cond: Cond | None,
+) -> float:
+    model = Reconditioned(gaussian, lambda cond: None)
+    return explained_variance(model, reference, data, node[None], generator, cond=cond).item()
 
 
 def _checked(gaussian: Denoiser, other: Denoiser | None, times: Sequence[float] | Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from limbeck.training import TensorSource
 
 SHAPE = (1, 8, 8)
 SIGMA_DATA = 0.5
+# Twice as long makes a better teacher (Frechet distance 0.34 instead of 0.69) that one-step students follow less far.
+TEACHER = TeacherOptions(iterations=1500)
 
 
 def digits_evaluator(images: Tensor, labels: Tensor) -> Evaluator:
@@ -35,7 +37,7 @@ def digits(
     images, labels = load_digits()
     source = TensorSource(images, {"label": labels})
     network = lambda: ResidualMLP(SHAPE, width=256, blocks=4, classes=10)  # noqa: E731
-    options = replace(teacher or TeacherOptions(), seed=seed)
+    options = replace(teacher or TEACHER, seed=seed)
     model, facts = cached_teacher("digits", lambda: Preconditioned(network(), VE(), "edm", SIGMA_DATA), source, options, quiet)
     real = images.to(device, getattr(torch, dtype))
     evaluator = digits_evaluator(real, labels.to(device))

@@ -60,7 +60,8 @@ def _inner(denoiser: Any) -> Any:
 def _takes_labels(network: Any) -> bool:
     if isinstance(network, ForeignNetwork):
         return network.third is not None
-    return not isinstance(network, tuple(NETWORKS.values())) or network.null is not None
+    own: bool = isinstance(network, tuple(NETWORKS.values()))
+    return not own or getattr(network, "null", None) is not None
 
 
 def _answer(denoiser: Denoiser, x: Tensor, cond: Cond | None, inner: Any) -> None:

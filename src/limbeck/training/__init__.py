@@ -14,6 +14,7 @@ from limbeck.training.method import (
     TensorSource,
     Total,
     Update,
+    set_precision,
 )
 from limbeck.training.tracking import Tracker, read_metrics
 
@@ -38,4 +39,5 @@ __all__ = [
     "Update",
     "read_metrics",
     "sample_order",
+    "set_precision",
 ]

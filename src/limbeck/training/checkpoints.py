@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -126,7 +126,7 @@ def save(
     return final
 
 
-def load(folder: Path | str, which: Literal["last", "best"] | int = "last") -> Checkpoint:
+def load(folder: Path | str, which: str | int = "last") -> Checkpoint:
     """Read a checkpoint after verifying every file of it.
 
     `last` takes the newest good one and says in `skipped` why newer ones are not; `best` and a step take that

@@ -121,6 +121,7 @@ class Loop:
                 role.module.train()
                 self.trained[name] = _Trained(role, [n for n, _ in named], [p for _, p in named])
         self._signal: int | None = None
+        self._restored = False
 
     # -- one iteration ------------------------------------------------------------------------------------------------
 
@@ -188,7 +189,9 @@ class Loop:
             self._fail(_names(update)[0], "loss", float(update.loss.detach()))
         params = [p for name in _names(update) for p in self.trained[name].params]
         if not update.loss.requires_grad:
-            raise LimbeckError(f"the loss yielded for {update.roles!r} does not depend on its parameters")
+            raise LimbeckError(
+                f"the loss yielded for {update.roles!r} does not depend on its parameters; does its network run under no_grad?"
+            )
         (update.loss * share).backward(inputs=params)
 
     def _apply(self, name: str, loss: float) -> Figures:
@@ -256,8 +259,9 @@ class Loop:
             state = tensors[f"{name}.optimizer"]
             for param, p in zip(trained.names, trained.params, strict=True):
                 mine = {k.removeprefix(f"{param}/"): v for k, v in state.items() if k.rpartition("/")[0] == param}
-                # optimizers keep their step counter on the CPU unless they are fused on another device
-                trained.optimizer.state[p] = {k: v if k == "step" else v.to(p.device) for k, v in mine.items()}
+                # optimizers keep their step counter on the CPU unless they are fused
+                near = p.device if trained.optimizer.defaults.get("fused") else "cpu"
+                trained.optimizer.state[p] = {k: v.to(near if k == "step" else p.device) for k, v in mine.items()}
                 if not mine:
                     del trained.optimizer.state[p]
         self.method.load_state(tensors["method"])
@@ -265,6 +269,7 @@ class Loop:
         self.best_value = math.inf if checkpoint.meta["best"] is None else checkpoint.meta["best"]
         self.history = [(int(step), dict(figures)) for step, figures in checkpoint.meta["history"]]
         restore_rng(tensors["rng"])
+        self._restored = True
         if self.folder is not None:
             checkpoints.rewind(self.folder / "checkpoints", self.step)  # later ones, damaged, would be "last" again
 
@@ -282,7 +287,7 @@ class Loop:
         title, total = title or f"distil {type(self.method).__name__}", options.iterations
         tracker = None
         if self.folder is not None:
-            tracker = Tracker(self.folder, self.tensorboard, resume_from=self.step or None)
+            tracker = Tracker(self.folder, self.tensorboard, resume_from=self.step if self._restored else None)
             if self.step == 0:
                 self.save()
         with _signals(self._note_signal), Progress(title, total, self.step, self.quiet) as progress:

@@ -195,3 +195,20 @@ class Method:
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore what :meth:`state` gave."""
+
+
+def set_precision(roles: Mapping[str, Role], dtype: torch.dtype | None) -> None:
+    """Run the networks of all roles in ``dtype`` under autocast; weights, losses and averages stay as they are (None: off).
+
+    Raises LimbeckError for a role without a network that can be told so.
+    """
+    for name, role in roles.items():
+        copies = [role.module] if role.ema is None else [role.module, role.ema]
+        told = [m for copy_ in copies for m in copy_.modules() if hasattr(m, "compute_dtype")]
+        if not told and dtype is not None and name != "discriminator":
+            raise LimbeckError(
+                f"the role {name!r} is a {type(role.module).__name__}, which cannot be run in {dtype}; wrap its network in "
+                "limbeck.denoisers.Preconditioned, or use float32"
+            )
+        for module in told:
+            setattr(module, "compute_dtype", dtype)  # noqa: B010

@@ -5,7 +5,8 @@ reader reads what is written here.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class TensorFileError(LimbeckError):
     """A tensor that a safetensors file cannot hold."""
 
 
-def untie(named: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def untie(named: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Split into tensors to write and aliases {name: name of the same tensor among those}.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any
 
 from limbeck.errors import LimbeckError
 
@@ -52,7 +52,7 @@ class Tracker:
             purge = None if resume_from is None else resume_from + 1
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 
-    def log(self, step: int, figures: Mapping[str, SupportsFloat]) -> None:
+    def log(self, step: int, figures: Mapping[str, Any]) -> None:
         """Append the figures of one step; NaN and infinities are written as the strings nan, inf and -inf."""
         values: dict[str, float] = {}
         for name, value in figures.items():

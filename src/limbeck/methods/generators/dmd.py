@@ -27,7 +27,7 @@ from torch import Tensor
 from limbeck.denoisers import Cond, Denoiser
 from limbeck.errors import LimbeckError
 from limbeck.losses import denoising_loss, discriminator_loss, generator_loss, logit_accuracy, r1_finite_difference
-from limbeck.methods.generators.generator import Generator, Ingredients, discriminator_on, trained_copy
+from limbeck.methods.generators.generator import Generator, Ingredients, check_guidance, discriminator_on, trained_copy
 from limbeck.networks import FeatureTap
 from limbeck.noise import InSigma, Karras, LogNormal
 from limbeck.rules import DistributionMatching, Sample, input_gradient, surrogate
@@ -39,10 +39,10 @@ from limbeck.training.diagnostics import diversity
 class DMDOptions:
     """Options of DMD and DMD2. The defaults are what works on the digits."""
 
-    iterations: int = 900
+    iterations: int = 1100
     batch: int = 128
-    student: OptimizerOptions = OptimizerOptions(lr=5e-4, warmup=20, decay="cosine", clip=1.0)
-    critic: OptimizerOptions = OptimizerOptions(lr=1e-3, warmup=20, decay="cosine", clip=1.0)
+    student: OptimizerOptions = OptimizerOptions(lr=1e-3, warmup=20, decay="cosine", clip=1.0)
+    critic: OptimizerOptions = OptimizerOptions(lr=2e-3, warmup=20, decay="cosine", clip=1.0)
     ema: EmaOptions = EmaOptions("inverse", 0.05)
     sigmas: tuple[float, ...] = (2.5,)
     """Noise levels sigma of the student's steps, decreasing; one level: a one-step generator."""
@@ -91,6 +91,7 @@ class DMD(Generator):
 
     def __init__(self, parts: Ingredients, options: DMDOptions = PRESETS["recommended"]):
         super().__init__(parts, options.sigmas)
+        check_guidance(parts.teacher, options.guidance)
         self.options, self.draws = options, options.critic_steps
         self.teacher: Denoiser = parts.teacher
         self.critic = trained_copy(parts.teacher)

@@ -40,8 +40,10 @@ def make_method(cls: type["Generator"], options: Any, task: Task, seed: int) -> 
     torch.manual_seed(seed)
     rows = torch.arange(min(64, task.source.size))
     x, cond = task.source.fetch(rows)
-    example = task.evaluator.real[rows] if x is None else x
-    parts = Ingredients(task.teacher, task.shape, example, cond, x is not None, task.sigma_data, task.network)
+    real = task.evaluator.real  # where the teacher is, and in its dtype
+    example = real[rows] if x is None else x.to(real)
+    placed = None if cond is None else {name: value.to(real.device) for name, value in cond.items()}
+    parts = Ingredients(task.teacher, task.shape, example, placed, x is not None, task.sigma_data, task.network)
     return cls(parts, options)
 
 
@@ -53,6 +55,13 @@ def trained_copy(teacher: object) -> Any:
             "give the task a student network, or wrap your network in limbeck.denoisers.Preconditioned"
         )
     return copy.deepcopy(teacher).requires_grad_(True)
+
+
+def check_guidance(teacher: Any, *scales: float) -> None:
+    """Raise LimbeckError where a scale is not 1 and the teacher has no null condition."""
+    for w in scales:
+        if w != 1 and teacher.null is None:
+            raise LimbeckError(f"guidance {w:g} needs a null condition, which the teacher does not have; use 1")
 
 
 def discriminator_on(watched: Any, parts: Ingredients, layers: tuple[str, ...]) -> Heads:

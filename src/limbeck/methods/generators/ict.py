@@ -109,7 +109,7 @@ class ICT(Generator):
         network = copy.deepcopy(parts.teacher.network) if options.start == "teacher" else _new(parts)
         if options.dropout is not None:
             _set_dropout(network, options.dropout)
-        student = Preconditioned(network.requires_grad_(True), process, "consistency", parts.sigma_data)  # (1)
+        student = Preconditioned(network.requires_grad_(True), process, "consistency", parts.sigma_data).train()  # (1)
         super().__init__(parts, (options.t_max, options.second), student)
         self.options = options
         self.roles = {"student": Role(self.student, options.student, options.ema)}
@@ -123,7 +123,7 @@ class ICT(Generator):
     def step(self, batch: Batch) -> Step:
         o, x0, e = self.options, batch.x, self.normal(batch, "noise")
         assert x0 is not None
-        points, edges = _levels(o, o.points(batch.step))
+        points, edges = (levels.to(x0.device) for levels in _levels(o, o.points(batch.step)))
         i = torch.searchsorted(edges, batch.noise.uniform("level"), right=True).clamp(max=len(points) - 2)  # (5)
         t_low, t_high = points[i], points[i + 1]
         x_high = self.process.add_noise(x0, e, t_high)
@@ -166,7 +166,7 @@ def _set_dropout(network: nn.Module, p: float) -> None:
 def _new(parts: Ingredients) -> nn.Module:
     if parts.network is None:
         raise LimbeckError("consistency training from scratch needs the task's network; use start='teacher' for the teacher's")
-    return parts.network()
+    return parts.network().to(parts.example)
 
 
 def _heun(teacher: Denoiser, x: Tensor, t: Tensor, t_to: Tensor, cond: Cond | None) -> Tensor:

@@ -25,7 +25,7 @@ import torch
 from limbeck.denoisers import ClassifierFree, check_denoiser
 from limbeck.errors import LimbeckError
 from limbeck.losses import denoising_loss
-from limbeck.methods.generators.generator import Generator, Ingredients, trained_copy
+from limbeck.methods.generators.generator import Generator, Ingredients, check_guidance, trained_copy
 from limbeck.noise import InSigma, Karras, LogNormal
 from limbeck.rules import ScoreIdentity, surrogate
 from limbeck.training import Batch, EmaOptions, OptimizerOptions, Role, Step, Update
@@ -80,9 +80,7 @@ class SiD(Generator):
             warnings.warn(f"alpha={options.alpha:g} lies outside [0.5, 1.5], where SiD was found to work", stacklevel=2)
         if options.critic_guidance == 0 and options.guidance != 1:
             raise LimbeckError(f"Zero-CFG (critic_guidance 0) wants an unguided teacher, not guidance {options.guidance:g}")
-        guidances = (options.guidance, options.critic_guidance, options.critic_training_guidance)
-        if any(w != 1 for w in guidances) and parts.teacher.null is None:
-            raise LimbeckError(f"guidance {guidances} needs a null condition, which the teacher does not have; use 1")
+        check_guidance(parts.teacher, options.guidance, options.critic_guidance, options.critic_training_guidance)
         self.options, self.draws = options, 2
         self.critic = trained_copy(parts.teacher)
         self.roles = {
