@@ -39,7 +39,7 @@ def test_miniature_of_a_conditional_teacher(digits):
     figures = learned_figures(1, teacher, images, labels, evaluator)
     assert figures["learned delta unexplained at 1"] == pytest.approx(0, abs=1e-12), "the teacher is the set's own denoiser"
     assert figures["learned difference"] == 0 and figures["learned same"] == 1
-    assert figures["learned skip 4 difference"] < figures["learned skip 7 difference"]
+    assert figures["learned skip 4 difference"] <= figures["learned skip 7 difference"]
     assert figures["learned skip 7 difference"] < figures["learned class-agnostic skip 7 difference"]
 
 

@@ -162,6 +162,12 @@ def judge(runs: Sequence[Figures]) -> list[Check]:
     ]
 
 
-CALIBRATION = ""
+CALIBRATION = (
+    "8 seeds: RMSE of 7 nodes left out / none 0.98, / Heun with as many calls 0.63, of 11 left out / Heun 1.31; unexplained at "
+    "sigma 5 3.7e-5, at sigma 1 0.078; the same after the jump alone 0.990; other data's statistics 3.3; landing error of the "
+    "shuffled covariance 8.1 times. All 56 triples of seeds pass every gate. The learned teacher was then one of 3,000 "
+    "iterations: differences 0.0024 and 0.0075, Frechet ratios 1.015 and 1.03; at sigma 2 and 5 the data's points describe it "
+    "better than the Gaussian (ratios 1.3), which the paper's network does not show."
+)
 
 CLAIM = Claim("gaussian-score", "2412.09726", measure, judge, digits_task, CALIBRATION)
