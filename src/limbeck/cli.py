@@ -336,7 +336,7 @@ def report(arguments: list[str]) -> int:
 
 
 def reproduce(arguments: list[str]) -> int:
-    """limbeck reproduce METHOD... | --all [--seeds N] [--jobs N] [--json FILE] [--report FILE]"""
+    """limbeck reproduce METHOD... | --all [--seeds N] [--jobs N] [--json FILE]"""
     from limbeck.claims import reproduce as run_claims
 
     return run_claims(arguments)
