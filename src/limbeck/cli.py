@@ -189,15 +189,18 @@ def distill(arguments: list[str]) -> int:
     task_name = "own" if own else shared.task
     if stored is None and preset is None:
         given = (shared, _suited(entry.id, task_name, options, given[1], rest))
+    runs.check_place(shared.device, shared.dtype)
     config = runs.RunConfig(
         entry.id, task_name, task_options, runs.options_to_dict(given[1]), shared.seed, shared.device, shared.dtype,
         shared.micro_batches, shared.checkpoint_every, shared.precision,
     )  # fmt: skip
     folder = runs.open_folder(shared.resume or shared.out, config, shared.overwrite, shared.resume is not None)
     task = build_task(config.task, config.task_options, device=config.device, dtype=config.dtype, quiet=shared.quiet)
-    runs.begin(folder, config, shared.overwrite, shared.resume is not None)
     command = " ".join(["limbeck", "distill", *arguments])
-    done = runs.run(config, task, folder, quiet=shared.quiet, command=command, tensorboard=shared.tensorboard)
+    done = runs.run(
+        config, task, folder, shared.overwrite, shared.resume is not None,
+        quiet=shared.quiet, command=command, tensorboard=shared.tensorboard,
+    )  # fmt: skip
     show(done.summary)
     print(f"\nreport: {folder / 'report.html'}")
     return 0

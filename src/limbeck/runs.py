@@ -19,11 +19,11 @@ import yaml
 from torch import Tensor
 
 from limbeck.denoisers import save_student
-from limbeck.errors import LimbeckError
+from limbeck.errors import LimbeckError, unknown
 from limbeck.methods import Entry, find, preset_of
 from limbeck.methods.generators.generator import Generator, make_method
 from limbeck.tasks import OWN_OPTIONS, TASKS, Task, build_task, own_task, preferred_options, recorded
-from limbeck.training import Loop, LoopOptions, set_precision
+from limbeck.training import Checkpoint, Loop, LoopOptions, set_precision
 from limbeck.training.checkpoints import load as load_checkpoint
 from limbeck.training.options import changed, merged_options, options_from_dict, options_to_dict
 from limbeck.version import __version__
@@ -123,6 +123,7 @@ def distill(
     Raises LimbeckError for what it cannot use.
     """
     entry = distilling(method)
+    check_place(device, dtype)
     task_options = dict(task_options or {})
     if teacher is not None or data is not None:
         own = {**task_options, **{name: more.pop(name) for name in OWN_OPTIONS if name in more}}
@@ -149,15 +150,23 @@ def distill(
     )
     folder = open_folder(out, config, overwrite, resume)
     built = task if isinstance(task, Task) else build_task(name, task_options, device=device, dtype=dtype, quiet=quiet)
-    begin(folder, config, overwrite, resume)
-    return run(config, built, folder, quiet=quiet, tensorboard=tensorboard, command=command)
+    return run(config, built, folder, overwrite, resume, quiet=quiet, tensorboard=tensorboard, command=command)
 
 
 def run(
-    config: RunConfig, task: Task, folder: Path, quiet: bool = False, command: str | None = None, tensorboard: bool = False
+    config: RunConfig,
+    task: Task,
+    folder: Path,
+    overwrite: bool = False,
+    resume: bool = False,
+    *,
+    quiet: bool = False,
+    command: str | None = None,
+    tensorboard: bool = False,
 ) -> Run:
-    """Train (or go on training) in a prepared folder, judge teacher and student, and write everything down."""
+    """Train (or go on training) in a folder that :func:`open_folder` allowed, judge teacher and student, write it all down."""
     method, options = prepare(config, task)
+    begin(folder, config, overwrite, resume)
     nfe = len(method.times)
     loop = Loop(
         method,
@@ -179,9 +188,7 @@ def run(
         quiet=quiet,
     )
     if (folder / "checkpoints").is_dir():
-        checkpoint = load_checkpoint(folder / "checkpoints")
-        for line in checkpoint.skipped:
-            print(f"skipped a damaged checkpoint: {line}", file=sys.stderr)
+        checkpoint = last_checkpoint(folder)
         if checkpoint.meta.get("method") != config.method:
             raise LimbeckError(f"{folder} holds a run of {checkpoint.meta.get('method')!r}, not of {config.method!r}")
         loop.restore(checkpoint)
@@ -250,15 +257,15 @@ def open_folder(out: Path | str | None, config: RunConfig, overwrite: bool, resu
             raise LimbeckError(f"{folder} was started with other options ({'; '.join(differ)}); resume without changing them")
         return folder
     if folder.is_dir() and any(folder.iterdir()):
-        if not overwrite:
-            raise LimbeckError(f"{folder} already exists; --resume {folder} goes on with it, --overwrite replaces it")
         if not (folder / "config.yaml").is_file():
             raise LimbeckError(f"{folder} is not a run (no config.yaml) and will not be overwritten; choose another --out")
+        if not overwrite:
+            raise LimbeckError(f"{folder} already exists; --resume {folder} goes on with it, --overwrite replaces it")
     return folder
 
 
 def begin(folder: Path, config: RunConfig, overwrite: bool, resume: bool) -> None:
-    """Empty the folder of a new run and write its config.yaml. Called once the task is built: what fails there costs no run."""
+    """Empty the folder of a new run and write its config.yaml. Called once task and method stand: what fails there costs no run."""
     if resume:
         return
     if folder.is_dir() and overwrite:
@@ -267,6 +274,24 @@ def begin(folder: Path, config: RunConfig, overwrite: bool, resume: bool) -> Non
     if any(folder.iterdir()):
         raise LimbeckError(f"{folder} was filled by another run meanwhile; choose another --out")
     (folder / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
+
+
+def last_checkpoint(folder: Path) -> Checkpoint:
+    """The last good checkpoint of a run; says which damaged ones it passed over."""
+    checkpoint = load_checkpoint(folder / "checkpoints")
+    for line in checkpoint.skipped:
+        print(f"skipped a damaged checkpoint: {line}", file=sys.stderr)
+    return checkpoint
+
+
+def check_place(device: str, dtype: str) -> None:
+    """Raise LimbeckError for a device that is not there and a dtype that cannot be trained in."""
+    if dtype not in (dtypes := ("float32", "float64")):
+        raise unknown("dtype", dtype, dtypes)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise LimbeckError(f"the device {device!r} is not here ({str(error).splitlines()[0]}); use cpu or cuda") from None
 
 
 def fresh_folder(config: RunConfig) -> Path:
@@ -306,7 +331,7 @@ def open_run(folder: Path | str, quiet: bool = False) -> tuple[Run, Task]:
     task = build_task(config.task, config.task_options, device=config.device, dtype=config.dtype, quiet=quiet)
     method, options = prepare(config, task)
     loop = Loop(method, task.source, LoopOptions(options.iterations, options.batch, seed=config.seed), quiet=True)
-    loop.restore(load_checkpoint(Path(folder) / "checkpoints"))
+    loop.restore(last_checkpoint(Path(folder)))
     file = Path(folder) / "summary.json"
     return Run(Path(folder), config, method, json.loads(file.read_text()) if file.is_file() else {}), task
 

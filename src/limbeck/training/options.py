@@ -3,7 +3,7 @@
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any
 
 from limbeck.errors import LimbeckError, unknown
@@ -20,7 +20,7 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def options_from_dict(cls: type, values: Mapping[str, Any], where: str = "options") -> Any:
+def options_from_dict(cls: type, values: Any, where: str = "options") -> Any:
     """The dataclass ``cls`` with the given values, the rest at their defaults.
 
     Raises LimbeckError for unknown names (with the nearest valid one) and values of a wrong type.
@@ -32,6 +32,9 @@ def options_from_dict(cls: type, values: Mapping[str, Any], where: str = "option
     for name in values:
         if name not in names:
             raise unknown(f"name in {where}", str(name), names)
+    needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+    if lacking := [name for name in needed if name not in values]:
+        raise LimbeckError(f"{where} lacks {', '.join(lacking)}; add it")
     return cls(**{name: _typed(hints[name], value, f"{where}.{name}") for name, value in values.items()})
 
 
@@ -55,6 +58,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         if len(kinds) != len(value):
             raise LimbeckError(f"{where} must have {len(kinds)} entries, not {len(value)}")
         return tuple(_typed(kind, v, f"{where}[{i}]") for i, (kind, v) in enumerate(zip(kinds, value, strict=True)))
+    if origin is dict and not isinstance(value, Mapping):
+        raise LimbeckError(f"{where} must be a mapping of names to values, not {value!r}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint in (int, float, str, bool) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
