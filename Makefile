@@ -20,7 +20,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
 demo: .venv/.core ## distil a first model into runs/demo
-	$(BIN)/limbeck distill --out runs/demo --overwrite
+	$(BIN)/limbeck distill --out runs/demo --overwrite --fail-above 1.5
 
 test: .venv/.dev ## run the fast tests, with types and shapes checked at run time
 	$(PYTEST) -m "not slow" $(ARGS)

@@ -89,7 +89,9 @@ def test_a_run_from_the_command_line(tiny_task, tmp_path, capsys):
     assert cli.main(["distill", "--config", f"{run}/config.yaml", "--out", f"{run}2", "--quiet"]) == 0
     student = [(tmp_path / name / "student.safetensors").read_bytes() for name in ("run", "run2")]
     assert student[0] == student[1]
-    capsys.readouterr()
+    assert cli.main([*asked, "--overwrite", "--fail-above", "1e-9"]) == 1
+    assert "times the teacher's, above 1e-09" in capsys.readouterr().err
+    assert cli.main([*asked, "--overwrite", "--fail-above", "1e9"]) == 0
     assert cli.main(["sample", run, "--count", "6", "--columns", "3"]) == 0
     assert (tmp_path / "run" / "samples" / "sample-0.png").is_file()
     assert cli.main(["evaluate", run]) == 0

@@ -145,6 +145,8 @@ class Shared:
     """bfloat16 runs the networks under autocast; weights and losses stay in --dtype."""
     tensorboard: bool = False
     """Write TensorBoard files beside metrics.jsonl."""
+    fail_above: float | None = None
+    """Exit with 1 where the student's Frechet distance is more than this many times the teacher's."""
     quiet: bool = False
 
 
@@ -203,6 +205,13 @@ def distill(arguments: list[str]) -> int:
     )  # fmt: skip
     show(done.summary)
     print(f"\nreport: {folder / 'report.html'}")
+    ratio = done.summary["student"]["frechet"] / done.summary["teacher"]["frechet"]
+    if shared.fail_above is not None and not ratio <= shared.fail_above:
+        print(
+            f"limbeck: the student's Frechet distance is {ratio:.2f} times the teacher's, above {shared.fail_above:g}",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 
