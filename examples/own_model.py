@@ -3,7 +3,7 @@
 A plain network, trained here a little as a rectified flow on a folder of pictures, is the slow teacher. The same job from
 the command line, once this program has written pictures/ and teacher.pt (in the folder of this file):
 
-    limbeck distill dmd --teacher teacher.pt --network own_model:Net --data pictures --prediction velocity --process flow
+    limbeck distill sid --teacher teacher.pt --network own_model:Net --data pictures --prediction velocity --process flow
 """
 
 import math
@@ -85,9 +85,9 @@ if __name__ == "__main__":
     train(net, data.images, data.labels, 20 if quick else 2000)
     torch.save(net.state_dict(), "teacher.pt")
     run = limbeck.distill(
-        "teacher.pt", method="dmd", data="pictures", network="own_model:Net", prediction="velocity", process="flow",
-        iterations=5 if quick else 400, teacher_nodes=3 if quick else 18,
-        student={"lr": 2e-4}, critic={"lr": 4e-4}, batch=64,
+        "teacher.pt", method="sid", data="pictures", network="own_model:Net", prediction="velocity", process="flow",
+        iterations=5 if quick else 250, teacher_nodes=3 if quick else 18,
+        student={"lr": 5e-4}, critic={"lr": 1e-3}, batch=64,
     )  # fmt: skip
     x = run.sampler()(torch.randn(8, 3, 16, 16), {"label": torch.arange(8) % 2})  # one network call
     print(

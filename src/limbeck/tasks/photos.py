@@ -1,6 +1,7 @@
 """32x32 RGB crops of scikit-learn's two sample photos (china, flower): a small U-Net teacher and its one-step student.
 
 Judged by 2,048 samples against 2,048 crops in the library's own image features, whitened on them: figures compare here alone.
+Measured: teacher 28.4 with 35 calls after 225 CPU s; one-step DMD 36.5 and 38.3 (two seeds) after 75 CPU s, ratio 1.28 and 1.35.
 """
 
 from dataclasses import replace
