@@ -1,20 +1,20 @@
 """What the few-step generators share: their ingredients, a student that is a rollout of a denoiser, and its sampler."""
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.denoisers import Cond
-from limbeck.errors import LimbeckError
-from limbeck.networks import Heads, candidate_layers, feature_shapes
+from limbeck.errors import LimbeckError, unknown
+from limbeck.networks import Heads, adapted, candidate_layers, feature_shapes
 from limbeck.noise import Process
 from limbeck.rules import Sample
 from limbeck.samplers import Rollout
-from limbeck.tasks import Task
+from limbeck.tasks import Reward, Task, imported
 from limbeck.training import Batch, Method
 
 
@@ -23,7 +23,8 @@ class Ingredients:
     """What a task gives a method: the teacher, the shape of a sample, and what the data can do.
 
     ``example``: one small batch of data in the data's range, with its conditions. ``images``: is there real data for
-    training? ``network``: makes a new network F for students that do not start from the teacher.
+    training? ``network``: makes a new network F for students that do not start from the teacher. ``start``: what students
+    and critics start as copies of (None: the teacher). ``rewards``: what preference methods may maximise, by name.
     """
 
     teacher: Any
@@ -33,6 +34,21 @@ class Ingredients:
     images: bool = False
     sigma_data: float = 0.5
     network: Callable[[], nn.Module] | None = None
+    start: Any = None
+    rewards: Mapping[str, Reward] = field(default_factory=dict)
+
+    @property
+    def begin(self) -> Any:
+        """What students and critics start as copies of."""
+        return self.teacher if self.start is None else self.start
+
+    def rewarded(self, name: str) -> Reward:
+        """The reward of that name: one of the task's, or your own function as MODULE:NAME. Raises LimbeckError."""
+        if name in self.rewards:
+            return self.rewards[name]
+        if ":" in name:
+            return imported(name, "reward")
+        raise unknown("reward", name, [*self.rewards, "MODULE:FUNCTION (your own)"])
 
 
 def make_method(cls: type["Generator"], options: Any, task: Task, seed: int) -> "Generator":
@@ -44,17 +60,21 @@ def make_method(cls: type["Generator"], options: Any, task: Task, seed: int) -> 
     example = real[rows] if x is None else x.to(real)
     placed = None if cond is None else {name: value.to(real.device) for name, value in cond.items()}
     parts = Ingredients(task.teacher, task.shape, example, placed, x is not None, task.sigma_data, task.network)
+    parts = replace(parts, start=task.start, rewards=task.rewards)
     return cls(parts, options)
 
 
-def trained_copy(teacher: object) -> Any:
-    """A copy of the teacher to be trained. Raises LimbeckError where the teacher is no module with parameters."""
+def trained_copy(teacher: object, rank: int = 0, alpha: float | None = None, layers: Sequence[str] = ()) -> Any:
+    """A copy of the teacher to be trained: all of it, or (rank > 0) low-rank adapters on its own, shared weights.
+
+    Raises LimbeckError where the teacher is no module with parameters.
+    """
     if not isinstance(teacher, nn.Module) or not any(True for _ in teacher.parameters()):
         raise LimbeckError(
             f"students and critics start as copies of the teacher, but a {type(teacher).__name__} has no parameters to train; "
             "give the task a student network, or wrap your network in limbeck.denoisers.Preconditioned"
         )
-    return copy.deepcopy(teacher).requires_grad_(True)
+    return adapted(teacher, rank, alpha, layers) if rank else copy.deepcopy(teacher).requires_grad_(True)
 
 
 def check_guidance(teacher: Any, *scales: float) -> None:
@@ -82,7 +102,7 @@ class Generator(Method):
     """A student denoiser and its rollout over noise levels. Subclasses add roles and ``step``."""
 
     def __init__(self, parts: Ingredients, sigmas: tuple[float, ...], student: nn.Module | None = None):
-        self.student: Any = trained_copy(parts.teacher) if student is None else student
+        self.student: Any = trained_copy(parts.begin) if student is None else student
         process: Any = self.student.process
         self.process: Process = process
         self.shape, self.sigma_data = parts.shape, parts.sigma_data
