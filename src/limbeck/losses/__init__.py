@@ -2,17 +2,33 @@
 
 from limbeck.losses.adversarial import discriminator_loss, generator_loss, logit_accuracy, r1_finite_difference
 from limbeck.losses.consistency import consistency_loss, pseudo_huber, squared
+from limbeck.losses.continuous import (
+    TANGENT_NORMALISERS,
+    WARMUPS,
+    angle,
+    consistency_tangent,
+    continuous_loss,
+    normalise_tangent,
+    trig_velocity,
+)
 from limbeck.losses.denoising import WEIGHTS, denoising_loss, denoising_target
 
 __all__ = [
+    "TANGENT_NORMALISERS",
+    "WARMUPS",
     "WEIGHTS",
+    "angle",
     "consistency_loss",
+    "consistency_tangent",
+    "continuous_loss",
     "denoising_loss",
     "denoising_target",
     "discriminator_loss",
     "generator_loss",
     "logit_accuracy",
+    "normalise_tangent",
     "pseudo_huber",
     "r1_finite_difference",
     "squared",
+    "trig_velocity",
 ]

@@ -14,9 +14,11 @@ from typing import Any
 from limbeck.errors import LimbeckError, unknown
 from limbeck.networks.adapters import LowRank, adapted, adapters, merged
 from limbeck.networks.attention import Attention, Processor, attend, attentions, exchange_processors
+from limbeck.networks.attention_jvp import attention_jvp
 from limbeck.networks.conditioning import Conditioning, LabelEmbedding, NoiseFeatures, sinusoids
 from limbeck.networks.contract import Condition, Network
 from limbeck.networks.dit import DiT
+from limbeck.networks.forward_mode import ForwardMode, attend_forward_mode, dual_attention
 from limbeck.networks.heads import Heads, feature_shapes
 from limbeck.networks.mlp import ResidualMLP
 from limbeck.networks.replay import RngCapture
@@ -51,6 +53,7 @@ __all__ = [
     "Conditioning",
     "DiT",
     "FeatureTap",
+    "ForwardMode",
     "Heads",
     "LabelEmbedding",
     "LowRank",
@@ -63,9 +66,12 @@ __all__ = [
     "adapted",
     "adapters",
     "attend",
+    "attend_forward_mode",
+    "attention_jvp",
     "attentions",
     "build_network",
     "candidate_layers",
+    "dual_attention",
     "exchange_processors",
     "feature_shapes",
     "merged",

@@ -70,7 +70,9 @@ def check_attention(
         )
     for name, x, tx in (("q", q, tq), ("k", k, tk), ("v", v, tv)):
         if tx is not None and tx.shape != x.shape:
-            raise LimbeckError(f"the tangent of {name} has shape {tuple(tx.shape)}: expected {tuple(x.shape)}, or None for zero")
+            raise LimbeckError(
+                f"the tangent of {name} has shape {tuple(tx.shape)}: expected {tuple(x.shape)}, or None for zero"
+            )
     if mask is not None and mask.dtype != torch.bool:
         raise LimbeckError(f"the attention mask is {mask.dtype}: give a boolean one, True where a query sees a key")
 
@@ -109,7 +111,7 @@ def forward(
         for cols in tiles.keys(rows):
             S = tiles.masked(Q @ K[:, cols].mT, rows, cols)
             m_new = torch.maximum(m, S.amax(-1, keepdim=True))
-            shift = m_new.masked_fill(m_new == -math.inf, 0.0)  # no key yet: exp(-inf - 0) = 0, not nan
+            shift = m_new.masked_fill(torch.isneginf(m_new), 0.0)  # no key yet: exp(-inf - 0) = 0, not nan
             fade = torch.exp(m - shift)
             P = S.sub_(shift).exp_()  # 0 where masked, so that H is too
             l.mul_(fade).add_(P.sum(-1, keepdim=True))
@@ -146,7 +148,7 @@ def backward(
     tiles = _Tiles(q, k, mask, block, causal)
     K, V = k.flatten(0, -3), v.flatten(0, -3)
     dq, dK, dV = torch.empty_like(q, memory_format=torch.contiguous_format), torch.zeros_like(K), torch.zeros_like(V)
-    lse = LSE.masked_fill(LSE == -math.inf, math.inf)[..., None]  # P = 0 where a query sees no key
+    lse = LSE.masked_fill(torch.isneginf(LSE), math.inf)[..., None]  # P = 0 where a query sees no key
     for rows in tiles.queries():
         Q, dO, at = scale * tiles.cut(q, rows), tiles.cut(gradient, rows), tiles.cut(lse, rows)
         D = (dO * tiles.cut(O, rows)).sum(-1, keepdim=True)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
@@ -55,9 +56,13 @@ def attend_forward_mode(kernel: str = "tiled") -> Processor:
     return processor
 
 
-class ForwardModeAttention(TorchFunctionMode):
-    """Within this context every call of torch's scaled_dot_product_attention, in whatever network, is
-    :func:`dual_attention`; calls with dropout, a mask of numbers or an unusual layout go to torch."""
+class ForwardMode(TorchFunctionMode):
+    """Within this context the functions of any network that forward mode fails in are replaced by ones that it does not.
+
+    torch's scaled_dot_product_attention becomes :func:`dual_attention` (calls with dropout, a mask of numbers or an unusual
+    layout go to torch), and group_norm works on float32 copies in memory order (its tangent would come in another dtype than
+    its answer). ``kernel``: as :func:`attention_jvp` has it; "math" leaves attention to torch.
+    """
 
     def __init__(self, kernel: str = "tiled"):
         super().__init__()
@@ -67,10 +72,13 @@ class ForwardModeAttention(TorchFunctionMode):
         self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         given = dict(kwargs or {})
-        if func is F.scaled_dot_product_attention:
+        if func is F.group_norm:
+            x = args[0].contiguous()
+            return func(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x, *args[1:], **given)
+        if func is F.scaled_dot_product_attention and self.kernel != "math":
             call = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False)) | given
             q, k, v, mask = call["query"], call["key"], call["value"], call.get("attn_mask")
-            known = mask is None or mask.dtype.is_floating_point is False
+            known = mask is None or mask.dtype == torch.bool
             alike = q.ndim == k.ndim >= 3 and q.shape[:-3] == k.shape[:-3]
             if known and alike and not call.get("dropout_p", 0.0):
                 causal = bool(call.get("is_causal", False))
