@@ -32,7 +32,9 @@ def trig_velocity(
     """
     process = denoiser.process
     if not isinstance(process, TrigFlow) or process.sigma_data != sigma_data:
-        raise LimbeckError(f"a denoiser in TrigFlow({sigma_data:g}) is expected, not in {process}; see limbeck.denoisers.in_process")
+        raise LimbeckError(
+            f"a denoiser in TrigFlow({sigma_data:g}) is expected, not in {process}; see limbeck.denoisers.in_process"
+        )
     x_t = sigma_data * x
     return process.convert(guided(denoiser, x_t, t, cond, w), x_t, t, "x0", "velocity") / sigma_data
 

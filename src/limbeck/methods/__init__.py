@@ -48,6 +48,10 @@ METHODS: dict[str, Entry] = {
             ("ct", "cd"), data="needed", networks="student (+ target, teacher)",
         ),
         Entry(
+            "rcm", "Score-regularised continuous-time consistency (rCM), sCM", "2510.08431", 2025, f"{_GENERATORS}.rcm", ("scm",),
+            data="needed (none for its DMD term alone)", networks="teacher, student, critic (sCM: no critic)",
+        ),
+        Entry(
             "gaussian-score", "Analytical teleportation with the Gaussian score", "2412.09726", 2024, "",
             ("teleport", "teleportation"), data="statistics", networks="teacher",
         ),
