@@ -111,6 +111,17 @@ def test_causal_is_a_triangular_mask(block):
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_summed_in_float32(dtype):
+    x = [y.to(dtype) for y in tensors(SHAPES["self"])]
+    exact = attention_jvp(*(y.double() for y in x))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attention_jvp(*x, block=4)
+    for y, wanted in zip(found, exact, strict=True):
+        assert y.dtype == dtype
+        torch.testing.assert_close(y, wanted.to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=1e-4)  # rounded once
+
+
 def test_the_scale_and_more_batch_dimensions():
     q, k, v, *tangents = (y.reshape(2, 1, *y.shape[1:]) for y in tensors(SHAPES["grouped, cross"]))
     mask = torch.rand(37, 21, generator=torch.Generator().manual_seed(0)) > 0.4

@@ -66,5 +66,5 @@ def test_the_kernel_equals_the_blocks_of_torch():
 @pytest.mark.skipif(find_spec("triton") is not None, reason="triton is installed")
 def test_without_triton():
     x = [torch.zeros(1, 1, 4, 4) for _ in range(3)]
-    with pytest.raises(LimbeckError, match="the Triton kernel needs triton .*or choose kernel=\"tiled\""):
+    with pytest.raises(LimbeckError, match='the Triton kernel needs triton .*or choose kernel="tiled"'):
         attention_jvp(*x, None, None, None, kernel="triton")

@@ -44,7 +44,7 @@ def derivative(
     of F runs, that its dropout is that of another call. Forward mode costs about three calls of F, a difference one more.
 
     Raises LimbeckError where the network has a layer without forward mode, is compiled, or has active dropout without
-    ``rng``; warns where its time embedding runs in half precision.
+    ``rng``; warns where half precision spoils it: in the time embedding, or a difference over a small h.
     """
     if form not in get_args(Form):
         raise unknown("form of the derivative", form, get_args(Form))
@@ -55,6 +55,7 @@ def derivative(
             "dropout is active in the network that is to be differentiated: give the random state of the call it belongs to "
             "(rng=RngCapture()), or put the network in eval mode"
         )
+    _check_precision(network, form, h)
     scale = torch.as_tensor(scale, dtype=torch.float64, device=x.device).expand(len(x))
     fixed = rng.replay if rng is not None else nullcontext
     if form == "discrete":
@@ -120,10 +121,19 @@ def _check_forward_mode(network: nn.Module) -> None:
             "forward mode does not go through torch.compile: give the network as it was before compiling, compile what is "
             "outside the derivative, or take the derivative by differences (jvp='discrete')"
         )
-    embeddings = [m for m in network.modules() if isinstance(m, Conditioning)]
-    kept = embeddings and all(p.dtype not in HALF for m in embeddings for p in m.parameters())
+
+
+def _check_precision(network: nn.Module, form: str, h: float) -> None:
     half = any(getattr(m, "compute_dtype", None) in HALF for m in network.modules())
-    if not kept and (half or any(p.dtype in HALF for p in network.parameters())):
+    if not half and not any(p.dtype in HALF for p in network.parameters()):
+        return
+    if form != "full" and h < 1e-2:
+        warnings.warn(
+            f"a difference over h={h:g} is smaller than what half precision rounds; use float32, a larger h, or jvp='full'",
+            stacklevel=4,
+        )
+    embeddings = [m for m in network.modules() if isinstance(m, Conditioning)]
+    if not embeddings or any(p.dtype in HALF for m in embeddings for p in m.parameters()):
         warnings.warn(
             "the time embedding runs in half precision, in which a derivative in time is mostly rounding error; keep these "
             "layers in float32 (limbeck.networks do so under compute_dtype), or use float32",

@@ -53,9 +53,9 @@ def attention_jvp(
         raise unknown("attention kernel", kernel, KERNELS)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     arguments = (q, k, v, tq, tk, tv, mask, scale, block, causal, kernel)
-    if torch.is_grad_enabled():  # inside torch.func, requires_grad does not tell
-        return _Attention.apply(*arguments)[:2]
-    return forward(*arguments)[:2]
+    function = _Attention.apply if torch.is_grad_enabled() else forward  # inside torch.func, requires_grad does not tell
+    with torch.autocast(q.device.type, enabled=False):
+        return function(*arguments)[:2]
 
 
 def check_attention(
@@ -90,18 +90,21 @@ def forward(
     causal: bool,
     kernel: str,
 ) -> Triple:
-    """(O, tO, LSE) without gradients of its own; LSE (..., H, L) is -inf for a query that sees no key."""
+    """(O, tO, LSE) without gradients of its own; LSE (..., H, L) is -inf for a query that sees no key.
+
+    Half precision is worked on in float32: sums over many keys, and a derivative that is their small difference.
+    """
     if kernel == "triton":
         from limbeck.networks.attention_triton import forward as compiled
 
         return compiled(q, k, v, tq, tk, tv, mask, scale, block, causal)
     tiles = _Tiles(q, k, mask, block, causal)
-    K, V = k.flatten(0, -3), v.flatten(0, -3)
-    both = [(a, b) for a, b in ((tq, K), (q, None if tk is None else tk.flatten(0, -3))) if a is not None and b is not None]
+    K, V = tiles.wide(k), tiles.wide(v)
+    both = [(a, b) for a, b in ((tq, K), (q, None if tk is None else tiles.wide(tk))) if a is not None and b is not None]
     keys = torch.cat([b for _, b in both], -1) if both else None
-    TV = None if tv is None else tv.flatten(0, -3)
+    TV = None if tv is None else tiles.wide(tv)
     O, tO = (q.new_empty(*q.shape[:-1], v.shape[-1]) for _ in range(2))
-    LSE = q.new_empty(q.shape[:-1])
+    LSE = q.new_empty(q.shape[:-1], dtype=tiles.dtype)
     for rows in tiles.queries():
         Q = scale * tiles.cut(q, rows)
         both_q = None if keys is None else scale * torch.cat([tiles.cut(a, rows) for a, _ in both], -1)
@@ -146,7 +149,7 @@ def backward(
 ) -> Triple:
     """The gradients of q, k and v for the gradient of O: dS = P * (dO V^T - rowsum(dO * O)), block by block."""
     tiles = _Tiles(q, k, mask, block, causal)
-    K, V = k.flatten(0, -3), v.flatten(0, -3)
+    K, V = tiles.wide(k), tiles.wide(v)
     dq, dK, dV = torch.empty_like(q, memory_format=torch.contiguous_format), torch.zeros_like(K), torch.zeros_like(V)
     lse = LSE.masked_fill(torch.isneginf(LSE), math.inf)[..., None]  # P = 0 where a query sees no key
     for rows in tiles.queries():
@@ -160,7 +163,7 @@ def backward(
             dQ.baddbmm_(dS, K[:, cols])
             dK[:, cols] += dS.mT @ Q
         tiles.put(dq, rows, dQ.mul_(scale))
-    return dq, dK.view_as(k), dV.view_as(v)
+    return dq, dK.view_as(k).to(k.dtype), dV.view_as(v).to(v.dtype)
 
 
 class _Tiles:
@@ -168,6 +171,7 @@ class _Tiles:
 
     def __init__(self, q: Tensor, k: Tensor, mask: Tensor | None, block: int | None, causal: bool):
         (self.L, self.M), self.causal = (q.shape[-2], k.shape[-2]), causal
+        self.dtype = torch.promote_types(q.dtype, torch.float32)
         self.batch, self.shared = k.shape[:-2], q.shape[-3] // k.shape[-3]
         if block is None:
             side = math.isqrt(TILE // max(math.prod(q.shape[:-2]), 1))
@@ -190,7 +194,11 @@ class _Tiles:
     def cut(self, x: Tensor, rows: slice) -> Tensor:
         """(..., H, L, d) -> (N, H / G x block, d)"""
         part = self._heads(x)[..., rows, :]
-        return part.reshape(math.prod(self.batch), -1, x.shape[-1])
+        return part.reshape(math.prod(self.batch), -1, x.shape[-1]).to(self.dtype)
+
+    def wide(self, x: Tensor) -> Tensor:
+        """(..., G, M, d) -> (N, M, d)"""
+        return x.flatten(0, -3).to(self.dtype)
 
     def put(self, into: Tensor, rows: slice, part: Tensor) -> None:
         """The way back."""
