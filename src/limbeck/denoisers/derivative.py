@@ -82,7 +82,8 @@ def _jvp(
 ) -> tuple[Tensor, Tensor]:
     with sdpa_kernel(SDPBackend.MATH), ForwardMode(attention):
         try:
-            return torch.func.jvp(function, primals, tangents)
+            value, derived = torch.func.jvp(function, primals, tangents)[:2]
+            return value, derived
         except (NotImplementedError, RuntimeError) as error:
             if not any(word in str(error) for word in ("forward AD", "jvp", "setup_context")):
                 raise

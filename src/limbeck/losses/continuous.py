@@ -28,15 +28,18 @@ def trig_velocity(
     """F(x, t) = (cos t x - f(x, t)) / sin t of a denoiser f in TrigFlow(sigma_data), guided at w; shape of x.
 
     x (B, ...) and F are in units of sigma_data; t (B,) in (0, pi/2). Raises LimbeckError for a denoiser of another process,
-    ConversionError where sin t is below 1e-4.
+    and where sin t is too small to divide by: see :func:`angle`.
     """
     process = denoiser.process
     if not isinstance(process, TrigFlow) or process.sigma_data != sigma_data:
         raise LimbeckError(
             f"a denoiser in TrigFlow({sigma_data:g}) is expected, not in {process}; see limbeck.denoisers.in_process"
         )
-    x_t = sigma_data * x
-    return process.convert(guided(denoiser, x_t, t, cond, w), x_t, t, "x0", "velocity") / sigma_data
+    t = t.double()
+    if bool((t.sin() < EDGE / 4).any()):
+        raise LimbeckError(f"t={float(t.min()):.3g}: the velocity divides by sin t; keep times within limbeck.losses.angle(t)")
+    f = guided(denoiser, sigma_data * x, t, cond, w) / sigma_data
+    return (spread(t.cos(), x) * x - f) / spread(t.sin(), x)
 
 
 def _rcm(r: float, t: Tensor) -> tuple[Tensor, Tensor, float]:

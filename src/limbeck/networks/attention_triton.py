@@ -122,12 +122,12 @@ def forward(
     N = math.prod(q.shape[:-2])
     O, tO = (q.new_empty(*q.shape[:-1], d_v) for _ in range(2))
     LSE = q.new_empty(q.shape[:-1], dtype=torch.float32)
-    seen, strides = q, (0, 0, 0, 0)
+    seen, strides = q, [0, 0, 0, 0]
     if mask is not None:
         seen = mask.view(torch.uint8).expand(*q.shape[:-1], M)
         if q.ndim > 4:
             seen = seen.reshape(-1, H, L, M)
-        strides = (*((0,) * (4 - seen.ndim)), *seen.stride())
+        strides = [*(0,) * (4 - seen.ndim), *seen.stride()]
     grid: Any = (triton.cdiv(L, rows), N)
     _kernel[grid](
         q, k, v, q if tq is None else tq, k if tk is None else tk, v if tv is None else tv, seen, O, tO, LSE,

@@ -48,7 +48,7 @@ from limbeck.methods.generators.generator import Generator, Ingredients, check_g
 from limbeck.methods.generators.rcm.options import PRESETS, RCMOptions, flow_angle
 from limbeck.networks import RngCapture
 from limbeck.noise import TrigFlow, linear_grid, spread
-from limbeck.rules import DistributionMatching, Sample, surrogate
+from limbeck.rules import DistributionMatching, Sample, ScoreRule, surrogate
 from limbeck.training import Batch, Role, Step, Update
 from limbeck.training.diagnostics import diversity
 
@@ -160,7 +160,7 @@ class RCM(Generator):
         o = self.options
         count = batch.noise.shared_randint("steps", 1, o.rollout_steps + 1)
         start = math.pi / 2 if o.rollout_start is None else math.atan(o.rollout_start)
-        t = angle(torch.full((batch.size,), start, device=batch.device))
+        t = angle(torch.full((batch.size,), start, dtype=torch.float64, device=batch.device))
         z = self.normal(batch, "z")
         x_t = spread(self.flow.s(t), z) * z
         with torch.no_grad():
@@ -170,7 +170,7 @@ class RCM(Generator):
                 x_t = self.flow.add_noise(x, self.normal(batch, f"renoise {n}"), t)
         return Sample(self.f(x_t, t, batch.cond), batch.cond)
 
-    def matching(self, batch: Batch, rule: DistributionMatching) -> tuple[Tensor, Logs]:
+    def matching(self, batch: Batch, rule: ScoreRule) -> tuple[Tensor, Logs]:
         """A loss with the gradient of L_DMD of (6)."""
         sample = self.samples(batch)
         t, eps = angle(self.options.p_D(batch.noise.uniform("score time"))), self.normal(batch, "score noise")
