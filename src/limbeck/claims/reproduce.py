@@ -2,10 +2,11 @@
 
 import json
 import multiprocessing
+import os
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,7 +32,7 @@ class Arguments:
     methods: Annotated[tuple[str, ...], tyro.conf.Positional]
     seeds: int = 3
     """Runs of every arm; figures are medians."""
-    jobs: int = 1
+    jobs: int = field(default_factory=lambda: min(2, os.cpu_count() or 1))
     """Processes; the figures do not depend on it."""
     json: Path | None = None
     """Write the results here."""
