@@ -2,7 +2,8 @@
 
 import ast
 import re
-import sys
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -29,14 +30,9 @@ def missing(sources):
 
 @pytest.mark.parametrize("entry", [e for e in METHODS.values() if e.module], ids=lambda e: e.id)
 def test_every_equation_has_its_number_in_the_code(entry):
-    cls, _, _ = entry.load()
-    module = sys.modules[entry.module]
-    files = sorted({f for f in [module.__file__, sys.modules[cls.__module__].__file__] if f})
-    if module.__file__.endswith("__init__.py"):  # a package: all its files carry the numbers
-        from pathlib import Path
-
-        files = [module.__file__, *map(str, sorted(Path(module.__file__).parent.glob("*.py")))]
-    sources = [open(f).read() for f in dict.fromkeys(files)]
+    module = Path(import_module(entry.module).__file__)
+    files = [module, *sorted(module.parent.glob("*.py"))] if module.name == "__init__.py" else [module]
+    sources = [file.read_text() for file in files]
     assert not missing(sources), f"{entry.id}: equations {sorted(missing(sources))} have no number in the code"
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import itertools
 import json
 import sys
 import textwrap
@@ -82,7 +83,7 @@ def documented(options: type) -> dict[str, str]:
             continue
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
         body = tree.body  # type: ignore[attr-defined]
-        for field, text in zip(body, body[1:], strict=False):
+        for field, text in itertools.pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
                 said[ast.unparse(field.target)] = " ".join(str(text.value.value).split())
     return said
