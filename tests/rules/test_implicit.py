@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck.denoisers import MixtureDenoiser
+from limbeck.denoisers import MixtureDenoiser, Reconditioned
 from limbeck.errors import LimbeckError
 from limbeck.noise import VE, RectifiedFlow
-from limbeck.rules import Sample, ScoreIdentity, ScoreImplicit, evaluating
+from limbeck.rules import Sample, ScoreIdentity, ScoreImplicit, evaluating, fixed_target
 from limbeck.rules.implicit import DISTANCES, distance_slope
 
 F64 = torch.float64
@@ -206,9 +206,8 @@ def test_a_goal_is_what_the_teacher_alone_is_asked_for():
     teacher, critic = Shifted(0.3, 1.0), Shifted(-0.2, 0.7)
     for rule in (ScoreImplicit(teacher, critic), ScoreIdentity(teacher, critic)):
         got = rule(Sample(sample.x, {"label": label}, goal={"label": goal}), t, eps).gradient
-        rule.target = lambda step: lambda_teacher
-        lambda_teacher = Shifted(0.3, 1.0)
-        lambda_teacher.forward = lambda x, t, cond: teacher(x, t, {"label": goal})
+        told = Reconditioned(teacher, lambda cond: {"label": goal})
+        rule.target = fixed_target(told)
         assert torch.equal(got, rule(Sample(sample.x, {"label": label}), t, eps).gradient)
 
 
