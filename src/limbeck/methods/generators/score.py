@@ -175,8 +175,13 @@ class ScoreDistillation(Generator):
 
     def student_update(self, batch: Batch) -> Any:
         """Yields the student's update; returns the sample."""
-        o = self.options
         sample = self.producer(self, batch, 0)
+        yield Update("student", *self.student_loss(batch, sample))
+        return sample
+
+    def student_loss(self, batch: Batch, sample: Sample) -> tuple[Tensor, dict[str, Tensor]]:
+        """The surrogate of the pull on a sample, and what is logged of it."""
+        o = self.options
         t, eps = self.score_time(batch, sample), self.normal(batch, "score noise")
         pull = self.guided_rule(batch)(sample, t, eps, batch.step)
         gradient, logs = pull.gradient, {**pull.logs, "diversity": diversity(sample.x)}
@@ -184,8 +189,7 @@ class ScoreDistillation(Generator):
             if o.gan_time == "own":
                 t, eps = self.adversary_time(batch, sample), self.normal(batch, "gan noise")
             gradient = gradient + o.gan_weight * self.adversary.gradient(sample, t, eps)
-        yield Update("student", surrogate(self.anchor(sample), gradient), logs)
-        return sample
+        return surrogate(self.anchor(sample), gradient), logs
 
     def critic_update(self, batch: Batch, sample: Sample) -> Step:
         """Yields the updates of the critic, and of the discriminator where there is one, on a sample."""
