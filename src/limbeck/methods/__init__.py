@@ -51,6 +51,14 @@ METHODS: dict[str, Entry] = {
             "Generation",
         ),
         Entry(
+            "sim", "Score implicit matching (SIM)", "2410.16794", 2024, f"{_GENERATORS}.sim",
+            input_gradients=True, networks="teacher, student, critic",
+        ),
+        Entry(
+            "sfd", "Score forgetting distillation (SFD)", "2409.11219", 2024, f"{_GENERATORS}.sfd",
+            input_gradients=True, networks="teacher, student, critic",
+        ),
+        Entry(
             "ict", "Consistency training (iCT, CT) and distillation (CD)", "2310.14189", 2023, f"{_GENERATORS}.ict",
             ("ct", "cd"), data="needed", networks="student (+ target, teacher)",
             paper="Improved Techniques for Training Consistency Models",
