@@ -17,8 +17,13 @@ def comments(source):
     tree = ast.parse(source)
     end = tree.body[0].end_lineno
     below = "\n".join(source.splitlines()[end:])
-    lines = [line.partition("#")[2] for line in below.splitlines() if "#" in line]
-    return {int(n) for line in lines for n in re.findall(r"\((\d+)\)", line)}
+    found: set[int] = set()
+    for line in below.splitlines():
+        said = line.partition('"""')[2] or line.partition("#")[2]
+        found |= {int(n) for n in re.findall(r"\((\d+)\)", said)}
+        for first, last in re.findall(r"\((\d+)\) to \((\d+)\)", said):
+            found |= {*range(int(first), int(last) + 1)}
+    return found
 
 
 def missing(sources):
@@ -37,4 +42,7 @@ def test_every_equation_has_its_number_in_the_code(entry):
 
 
 def test_a_number_without_code_is_found():
-    assert missing(['"""T.\n\n(1) a\n(2) b\n"""\n\nx = 1  # (1)\n']) == {2}
+    head = '"""T.\n\n(1) a\n(2) b\n(3) c\n"""\n\n'
+    assert missing([head + "x = 1  # (1)\n"]) == {2, 3}
+    assert missing([head + "x = 1  # (1) to (3)\n"]) == set()
+    assert missing([head + 'def f():\n    """(2) what it is."""\n']) == {1, 3}
