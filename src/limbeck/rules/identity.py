@@ -57,6 +57,7 @@ class ScoreIdentity:
     def __call__(self, sample: Sample, t: Tensor, eps: Tensor, step: int = 0) -> Pull:
         process, target = self.critic.process, self.target(step)
         logs: dict[str, Tensor] = {}
+        scales: list[Tensor] = []
 
         def loss(x: Tensor) -> Tensor:
             x_t = process.diffuse(x, eps, t, sample.level)
@@ -65,9 +66,10 @@ class ScoreIdentity:
             delta = teacher - critic
             clean = denoising_target(process, x, x_t, eps, t, sample.level)
             w = WEIGHTS[self.weight](sample.clean.detach(), teacher.detach(), process, t).to(x)
+            scales.append(w)
             logs["gap"] = delta.detach().square().mean().sqrt()
             logs["critic_lag"] = critic_lag(clean.detach(), critic.detach(), teacher.detach())
             return (w * (delta * ((teacher - clean) - self.alpha * delta)).flatten(1).sum(1)).sum()
 
         gradient, _ = input_gradient(loss, sample.x, target, self.critic)
-        return Pull(gradient, logs)
+        return Pull(gradient, logs, scales[0])
