@@ -210,7 +210,7 @@ def counted_denoiser(denoiser: Any, values: Mapping[str, Sequence[int]]) -> Any:
     return denoiser
 
 
-def check_windows(process: Process, name: str, low: Tensor, high: Tensor, least: Tensor, most: Tensor) -> None:
+def check_windows(name: str, low: Tensor, high: Tensor, least: Tensor, most: Tensor) -> None:
     """Raise LimbeckError where a window, cut to the times from ``least`` to ``most`` where scores are compared, is empty."""
     bottom, top = torch.maximum(low, least), torch.minimum(high, most)
     for i in range(len(low)):
