@@ -64,6 +64,14 @@ METHODS: dict[str, Entry] = {
             paper="Improved Techniques for Training Consistency Models",
         ),
         Entry(
+            "tdm", "Trajectory distribution matching (TDM, TDM-unify)", "2503.06674", 2025, f"{_GENERATORS}.tdm",
+            ("tdm-unify",), data="optional (GAN)", networks="teacher, student, critic",
+        ),
+        Entry(
+            "phased-dmd", "Phased distribution matching distillation (Phased DMD)", "2510.27684", 2025,
+            f"{_GENERATORS}.phased_dmd", networks="teacher, one student expert and one critic per phase",
+        ),
+        Entry(
             "gaussian-score", "Analytical teleportation with the Gaussian score", "2412.09726", 2024, "",
             ("teleport", "teleportation"), data="statistics", networks="teacher",
             paper="The Unreasonable Effectiveness of Gaussian Score Approximation for Diffusion Models and its Applications",
