@@ -21,6 +21,7 @@ def _mean_abs(sample: Sample, teacher: Tensor, process: Process, t: Tensor) -> T
 # what the difference D_F - D_T of the x0 predictions is multiplied with, (B,)
 NORMALISERS: dict[str, Callable[[Sample, Tensor, Process, Tensor], Tensor]] = {
     "mean_abs": _mean_abs,  # DMD: 1 / mean |x - D_T|
+    "dmd1": lambda sample, teacher, process, t: process.a(t) * _mean_abs(sample, teacher, process, t),  # DMD of 2023, Eq. 8
     "none": lambda sample, teacher, process, t: torch.ones_like(t, dtype=torch.float64),
     "eps": lambda sample, teacher, process, t: 1 / process.sigma(t),  # difference of the eps predictions
     "vsd": lambda sample, teacher, process, t: process.a(t) * process.s(t),  # s^2 times that difference
@@ -32,7 +33,7 @@ class DistributionMatching:
 
     ``teacher``: a denoiser or a target that changes with the step; ``guidance``: its w, a number or one per sample;
     ``critic``: the score of the samples, ``critic_guidance`` its w (DMD: 1; VSD: the teacher's).
-    ``normaliser``: mean_abs, none, eps or vsd; ``ratio_weight``: h(r) of an f-divergence (None: reverse KL, h = 1).
+    ``normaliser``: mean_abs, dmd1, none, eps or vsd; ``ratio_weight``: h(r) of an f-divergence (None: reverse KL, h = 1).
     A sample at a noise level is diffused from there. Logs: gap (rms of D_F - D_T), critic_lag (see diagnostics).
     """
 

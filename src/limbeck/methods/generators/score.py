@@ -5,6 +5,7 @@ composed: a producer of samples, a rule, a target (the teacher, or one that chan
 """
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from limbeck.errors import LimbeckError
 from limbeck.losses import denoising_loss
 from limbeck.methods.generators.adversary import Adversary
 from limbeck.methods.generators.generator import Generator, Ingredients, check_guidance, discriminator_on, trained_copy
-from limbeck.noise import InSigma, Karras, LogNormal, between
+from limbeck.noise import InSigma, Karras, LogNormal, TimeLaw, Uniform, between
 from limbeck.rules import Sample, ScoreRule, surrogate
 from limbeck.tasks import drop_conditions
 from limbeck.training import Batch, EmaOptions, OptimizerOptions, Role, Step, Update
@@ -59,10 +60,14 @@ class ScoreOptions:
     """Share of samples on which the critic is trained without their condition."""
     score_low: float = 0.1
     score_high: float = 5.0
-    """Scores are compared at Karras levels (rho 7) of sigma in [score_low, score_high]."""
+    """Scores are compared at levels of sigma in [score_low, score_high]."""
+    score_rho: float | None = 7.0
+    """Karras' rho of these levels: sigma^(1/rho) is uniform (None: the process's own time is, as in DMD)."""
     critic_mean: float = -0.6
     critic_std: float = 1.4
     """The critic learns at ln sigma ~ N(critic_mean, critic_std^2)."""
+    critic_law: Literal["lognormal", "process"] = "lognormal"
+    """That law, or score_rho's spacing over all levels of the process (DMD and DMD2: every step of the schedule alike)."""
     critic_weight: str = "edm"
     student_rank: int = 0
     critic_rank: int = 0
@@ -142,13 +147,15 @@ class ScoreDistillation(Generator):
             "student": Role(self.student, o.student, o.ema),
             "critic": Role(self.critic, o.critic),
         }
-        self.score_times = InSigma(Karras(o.score_low, o.score_high), self.process)
-        self.critic_times = InSigma(LogNormal(o.critic_mean, o.critic_std), self.process)
+        self.score_times = self._spaced(o.score_low, o.score_high)
+        self.critic_times: TimeLaw = InSigma(LogNormal(o.critic_mean, o.critic_std), self.process)
+        if o.critic_law == "process":
+            self.critic_times = self._spaced(*self._sigmas(self.process.t_min, self.process.t_max))
         self.adversary: Adversary | None = None
         if o.gan_weight > 0:
             if not parts.images:
                 raise LimbeckError("gan_weight > 0 needs real images for the discriminator; give data or set gan_weight to 0")
-            watched = self.critic if o.gan_on == "critic" else parts.teacher
+            watched = self.critic if o.gan_on == "critic" else parts.begin  # a teacher in closed form has no layers
             heads = discriminator_on(watched, parts, o.gan_features)
             self.adversary = Adversary(watched, heads, self.critic_times, self.normal, o.gan_r1)
             self.roles["discriminator"] = Role(heads, o.discriminator)
@@ -172,7 +179,8 @@ class ScoreDistillation(Generator):
         o = self.options
         sample = self.producer(self, batch, 0)
         t, eps = self.score_time(batch, sample), self.normal(batch, "score noise")
-        pull = self.guided_rule(batch)(sample, t, eps, batch.step)
+        rule = yield from self.weighed(self.guided_rule(batch), batch, sample, t, eps)
+        pull = rule(sample, t, eps, batch.step)
         gradient, logs = pull.gradient, {**pull.logs, "diversity": diversity(sample.x)}
         if self.adversary is not None and batch.step >= o.gan_after:
             if o.gan_time == "own":
@@ -230,6 +238,11 @@ class ScoreDistillation(Generator):
             rule.critic_guidance = w
         return rule
 
+    def weighed(self, rule: ScoreRule, batch: Batch, sample: Sample, t: Tensor, eps: Tensor) -> Any:
+        """The rule with weights that the whole batch decides: may yield totals, returns a rule."""
+        yield from ()
+        return rule
+
     # -- times --------------------------------------------------------------------------------------------------------
 
     def score_time(self, batch: Batch, sample: Sample) -> Tensor:
@@ -244,11 +257,24 @@ class ScoreDistillation(Generator):
         """Where the student's adversarial term is taken, (B,), if at a time of its own."""
         return self._within(batch.noise.uniform("gan time"), sample, self.critic_times)
 
-    def _within(self, u: Tensor, sample: Sample, law: Callable[[Tensor], Tensor]) -> Tensor:
+    def _sigmas(self, *times: float) -> list[float]:
+        return self.process.sigma(torch.tensor(times, dtype=torch.float64)).tolist()
+
+    def _spaced(self, low: float, high: float) -> TimeLaw:
+        """The law of times with score_rho's spacing between two sigmas."""
+        rho, process = self.options.score_rho, self.process
+        if rho is not None:
+            if not math.isfinite(high):
+                raise LimbeckError(f"no level lies at sigma = inf, where this process ends; set score_rho to None, not {rho:g}")
+            return InSigma(Karras(low, high, rho), process)
+        ends = process.time_of(torch.tensor([low, high], dtype=torch.float64)).clamp(process.t_min, process.t_max)
+        return Uniform(*ends.tolist())
+
+    def _within(self, u: Tensor, sample: Sample, law: TimeLaw) -> Tensor:
         if sample.low is None and sample.high is None:
             return law(u)
         o = self.options
         edges = self.process.time_of(torch.tensor([o.score_low, o.score_high], dtype=torch.float64, device=u.device))
         low = edges[0].expand_as(u) if sample.low is None else torch.maximum(sample.low, edges[0])
         high = edges[1].expand_as(u) if sample.high is None else torch.minimum(sample.high, edges[1])
-        return between(self.process, u, low, torch.maximum(high, low))
+        return between(self.process, u, low, torch.maximum(high, low), o.score_rho)
