@@ -59,6 +59,10 @@ METHODS: dict[str, Entry] = {
             input_gradients=True, networks="teacher, student, critic",
         ),
         Entry(
+            "f-distill", "f-divergence distribution matching (f-distill)", "2502.15681", 2025, f"{_GENERATORS}.f_distill",
+            ("fdistill", "f-divergence"), data="needed", networks="teacher, student, critic, discriminator heads",
+        ),
+        Entry(
             "ict", "Consistency training (iCT, CT) and distillation (CD)", "2310.14189", 2023, f"{_GENERATORS}.ict",
             ("ct", "cd"), data="needed", networks="student (+ target, teacher)",
             paper="Improved Techniques for Training Consistency Models",

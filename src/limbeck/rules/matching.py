@@ -28,6 +28,7 @@ def _kl(sample: Sample, teacher: Tensor, process: Process, t: Tensor) -> Tensor:
 NORMALISERS: dict[str, Callable[[Sample, Tensor, Process, Tensor], Tensor]] = {
     "mean_abs": _mean_abs,  # DMD: 1 / mean |x - D_T|
     "kl": _kl,  # the gradient of KL(samples || teacher) at t itself
+    "dmd1": lambda sample, teacher, process, t: process.a(t) * _mean_abs(sample, teacher, process, t),  # DMD of 2023, Eq. 8
     "none": lambda sample, teacher, process, t: torch.ones_like(t, dtype=torch.float64),
     "eps": lambda sample, teacher, process, t: 1 / process.sigma(t),  # difference of the eps predictions
     "vsd": lambda sample, teacher, process, t: process.a(t) * process.s(t),  # s^2 times that difference
@@ -39,7 +40,7 @@ class DistributionMatching:
 
     ``teacher``: a denoiser or a target that changes with the step; ``guidance``: its w, a number or one per sample;
     ``critic``: the score of the samples, ``critic_guidance`` its w (DMD: 1; VSD: the teacher's).
-    ``normaliser``: mean_abs, kl, none, eps or vsd; ``ratio_weight``: h(r) of an f-divergence (None: reverse KL, h = 1).
+    ``normaliser``: mean_abs, dmd1, kl, none, eps or vsd; ``ratio_weight``: h(r) of an f-divergence (None: reverse KL, h = 1).
     A sample at a noise level is diffused from there. Logs: gap (rms of D_F - D_T), critic_lag (see diagnostics).
     """
 
