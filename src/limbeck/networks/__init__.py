@@ -13,12 +13,13 @@ from typing import Any
 
 from limbeck.errors import LimbeckError, unknown
 from limbeck.networks.adapters import LowRank, adapted, adapters, merged
-from limbeck.networks.attention import Attention, Processor, attend, attentions, exchange_processors
+from limbeck.networks.attention import Attention, Processor, attend, attended, attentions, exchange_processors, masked
 from limbeck.networks.conditioning import Conditioning, LabelEmbedding, NoiseFeatures, sinusoids
 from limbeck.networks.contract import Condition, Network
 from limbeck.networks.dit import DiT
 from limbeck.networks.heads import Heads, feature_shapes
 from limbeck.networks.mlp import ResidualMLP
+from limbeck.networks.negative import Negative, negative_prompt
 from limbeck.networks.replay import RngCapture
 from limbeck.networks.taps import FeatureTap, candidate_layers
 from limbeck.networks.unet import UNet
@@ -54,6 +55,7 @@ __all__ = [
     "Heads",
     "LabelEmbedding",
     "LowRank",
+    "Negative",
     "Network",
     "NoiseFeatures",
     "Processor",
@@ -63,11 +65,14 @@ __all__ = [
     "adapted",
     "adapters",
     "attend",
+    "attended",
     "attentions",
     "build_network",
     "candidate_layers",
     "exchange_processors",
     "feature_shapes",
+    "masked",
     "merged",
+    "negative_prompt",
     "sinusoids",
 ]
