@@ -44,6 +44,14 @@ METHODS: dict[str, Entry] = {
             input_gradients=True, networks="teacher, student, critic",
         ),
         Entry(
+            "swiftbrush", "SwiftBrush: variational score distillation (VSD), image-free", "2312.05239", 2023,
+            f"{_GENERATORS}.swiftbrush", ("vsd", "swiftbrush-v2"), networks="teacher with adapters (the critic), student",
+        ),
+        Entry(
+            "snoopi", "SNOOPI: random guidance and negative prompts for one-step generators", "2412.02687", 2024,
+            f"{_GENERATORS}.snoopi", ("nasa", "pg-sb"), networks="teacher with adapters (the critic), student",
+        ),
+        Entry(
             "ict", "Consistency training (iCT, CT) and distillation (CD)", "2310.14189", 2023, f"{_GENERATORS}.ict",
             ("ct", "cd"), data="needed", networks="student (+ target, teacher)",
         ),

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from limbeck.errors import LimbeckError, unknown
-from limbeck.networks.adapters import LowRank, adapted, adapters, merged
+from limbeck.networks.adapters import LowRank, adapted, adapters, fused, merged
 from limbeck.networks.attention import Attention, Processor, attend, attended, attentions, exchange_processors, masked
 from limbeck.networks.conditioning import Conditioning, LabelEmbedding, NoiseFeatures, sinusoids
 from limbeck.networks.contract import Condition, Network
@@ -71,6 +71,7 @@ __all__ = [
     "candidate_layers",
     "exchange_processors",
     "feature_shapes",
+    "fused",
     "masked",
     "merged",
     "negative_prompt",

@@ -83,10 +83,10 @@ def negative_prompt(
     """Within this context every cross-attention inside ``module`` subtracts the negative prompt.
 
     ``context``: its tokens (M, C'), or one per sample (B, M, C'), of any length. ``alpha``: one number or one per sample
-    (B,); 0 changes nothing; of "nag" it is the blend, in [0, 1]. ``mode``: nasa or nag. ``mask``: (M,) or (B, M) bool, True for the tokens that count
-    (that of the positive prompt: :func:`limbeck.networks.masked`). ``phi``, ``tau``: (3) of mode "nag" alone. Processors
-    that are installed stay in force, and are in place again afterwards. Gradients flow through Z-; with activation
-    checkpointing, keep the context open until the backward pass.
+    (B,); 0 changes nothing; of "nag" it is the blend, in [0, 1]. ``mode``: nasa (2) or nag (3), whose ``phi`` and ``tau`` are.
+    ``mask``: (M,) or (B, M) bool, True for the tokens that count (that of the positive prompt:
+    :func:`limbeck.networks.masked`). Processors that are installed stay in force, and are in place again afterwards.
+    Gradients flow through Z-; with activation checkpointing, keep the context open until the backward pass.
 
     Raises LimbeckError for a module without cross-attention, another width than the text's, a negative alpha, a mask that
     leaves nothing; warns of an alpha above 1.5.
