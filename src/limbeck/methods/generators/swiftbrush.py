@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from limbeck.denoisers import Cond, null_cond
@@ -35,7 +36,7 @@ from limbeck.errors import LimbeckError
 from limbeck.methods.generators.generator import Ingredients, trained_copy
 from limbeck.methods.generators.score import ScoreDistillation, ScoreOptions
 from limbeck.noise import DDPM, UniformInteger, ramp
-from limbeck.rules import DistributionMatching, Pull, Sample, ScoreRule, input_gradient
+from limbeck.rules import DistributionMatching, Pull, Sample, ScoreRule, frozen
 from limbeck.tasks import Reward
 from limbeck.training import Batch, EmaOptions, OptimizerOptions, Step
 
@@ -208,24 +209,21 @@ def reward_gradient(
 
     Raises LimbeckError for a reward that is not one number per sample, or lets no gradient through.
     """
-    found: list[Tensor] = []
-
-    def loss(x: Tensor) -> Tensor:
+    x = x.detach().requires_grad_()
+    with torch.enable_grad(), frozen(reward):
         value = reward(x, cond)
         if value.shape != x.shape[:1]:
             raise LimbeckError(
                 f"the reward {name!r} gave {tuple(value.shape)} for {len(x)} samples; it must give one number each"
             )
-        if not value.requires_grad:
-            raise LimbeckError(
-                f"no gradient comes through the reward {name!r}: it detaches, runs under no_grad, or rounds its images to "
-                "integers on the way; without one it would teach nothing"
-            )
-        found.append(value.detach().mean())
-        return (tau - value).clamp(min=0).mean()
-
-    gradient, _ = input_gradient(loss, x, reward)
-    return x.numel() * gradient, found[0]
+        loss = (tau - value).clamp(min=0).mean()
+        gradient = torch.autograd.grad(loss, x, allow_unused=True)[0] if loss.requires_grad else None
+    if gradient is None:
+        raise LimbeckError(
+            f"no gradient comes through the reward {name!r}: it detaches its images, runs under no_grad, or rounds them to "
+            "integers on the way; without one it would teach nothing"
+        )
+    return x.numel() * gradient, value.detach().mean()
 
 
 METHOD, OPTIONS = SwiftBrush, SwiftBrushOptions
