@@ -19,6 +19,8 @@ from limbeck.methods import find
 CLAIMS = {
     "dmd": "limbeck.claims.generators.dmd",
     "sid": "limbeck.claims.generators.sid",
+    "swiftbrush": "limbeck.claims.generators.swiftbrush",
+    "snoopi": "limbeck.claims.generators.snoopi",
     "ict": "limbeck.claims.generators.ict",
     "gaussian-score": "limbeck.claims.generators.gaussian_score",
 }

@@ -145,14 +145,14 @@ def test_sds_puts_the_noise_in_the_critics_place(tiny):
 # -- where it ends, on Gaussian classes -------------------------------------------------------------------------------
 
 
-def affine_student(classes, critic, iterations=70):
+def affine_student(classes, critic, iterations=100):
     """(A, b) after descent along the rule's pull; ``critic``: is it the exact score of the student's samples?"""
     z, e, t, labels = classes.design()
-    A, b = torch.eye(2, dtype=F64).requires_grad_(), torch.zeros(2, 2, dtype=F64).requires_grad_()
+    A, b = (0.5 * torch.eye(2, dtype=F64)).requires_grad_(), torch.zeros(2, 2, dtype=F64).requires_grad_()
     teacher = classes.denoiser()
-    optimizer = torch.optim.Adam([A, b], lr=0.15)
+    optimizer = torch.optim.Adam([A, b], lr=0.1)
     for k in range(iterations):
-        optimizer.param_groups[0]["lr"] = 0.15 * (1 - k / iterations)
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 - k / iterations)
         own = classes.denoiser(A.detach(), b.detach()) if critic else None
         x = z @ A.T + b[labels]
         pull = DistributionMatching(teacher, own, normaliser="vsd")(Sample(x, {"label": labels}), t, e)

@@ -10,6 +10,9 @@ one.
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
+
+import torch
 
 from limbeck.claims.claim import Check, Claim, Figures, at_least, at_most, medians
 from limbeck.claims.generators.digits import distil
@@ -18,7 +21,7 @@ from limbeck.methods.generators.generator import Generator
 from limbeck.metrics import class_variance_ratio
 from limbeck.networks import ResidualMLP
 from limbeck.noise import DDPM
-from limbeck.tasks import Task, TeacherOptions, build_task, cached_teacher
+from limbeck.tasks import Task, TeacherOptions, build_task, cached_teacher, heun_sampler
 from limbeck.tasks.task import Sampler
 from limbeck.training import OptimizerOptions, TensorSource
 
@@ -28,7 +31,7 @@ TEACHER = TeacherOptions(
     optimizer=OptimizerOptions(lr=2e-3, betas=(0.9, 0.99), warmup=100, decay="cosine", clip=1.0),
 )  # fmt: skip
 START = {"sigmas": (), "begin": "unit"}
-GUIDANCE = 1.5
+GUIDANCE, ITERATIONS = 1.5, 800
 
 
 @lru_cache(maxsize=1)
@@ -39,7 +42,9 @@ def eps_task() -> Task:
     fresh = lambda: Preconditioned(network(), STABLE_DIFFUSION, "eps")  # noqa: E731
     teacher, facts = cached_teacher("digits-eps", fresh, digits.source, TEACHER, quiet=True)
     labels = TensorSource(None, digits.source.cond)
-    return replace(digits, teacher=teacher, source=labels, network=network, sigmas=(0.03, 14.6), facts=facts)
+    return replace(
+        digits, teacher=teacher.to(digits.evaluator.real), source=labels, network=network, sigmas=(0.03, 14.6), facts=facts
+    )
 
 
 def figures_of(sampler: Sampler, calls: int, label: str) -> Figures:
@@ -50,3 +55,53 @@ def figures_of(sampler: Sampler, calls: int, label: str) -> Figures:
     labels = evaluator.cond["label"]
     ratio = class_variance_ratio(x, labels, evaluator.real, labels[: len(evaluator.real)])
     return {f"{label} {name}": v for name, v in {**evaluator.judge(x, evaluator.cond), "variance": ratio, "nfe": calls}.items()}
+
+
+def brushed(seed: int, name: str = "swiftbrush", **options: object) -> tuple[Generator, float]:
+    """(a method trained from the eps teacher and labels alone, CPU seconds)."""
+    given: dict[str, Any] = {"guidance": GUIDANCE, "critic_guidance": GUIDANCE, "iterations": ITERATIONS, **START, **options}
+    return distil(name, seed, task=eps_task(), **given)
+
+
+@lru_cache(maxsize=1)
+def teacher_figures() -> Figures:
+    """The teacher at 35 calls, and at one: at the last time, as the students start."""
+    task = eps_task()
+    once = heun_sampler(task.teacher, 1, 0.03, float(STABLE_DIFFUSION.sigma(torch.tensor(999.0))))
+    return {**figures_of(task.teacher_sampler(18), 35, "teacher"), **figures_of(once, 1, "naive")}
+
+
+def measure(seed: int) -> Figures:
+    """One seed of all arms."""
+    figures = dict(teacher_figures())
+    for label, sds in (("vsd", False), ("sds", True)):
+        method, seconds = brushed(seed, sds=sds)
+        figures |= {**figures_of(method.sampler(), 1, label), f"{label} seconds": seconds}
+        if not sds:
+            evaluator = eps_task().evaluator
+            assert evaluator.cond is not None and evaluator.accuracy is not None
+            others = {"label": (evaluator.cond["label"] + 1) % 10}
+            figures["vsd other accuracy"] = evaluator.accuracy(evaluator.sample(method.sampler()), others)
+    return figures
+
+
+def judge(runs: Sequence[Figures]) -> list[Check]:
+    """The gates."""
+    m = medians(runs)
+    return [
+        at_most("teacher's Frechet distance at 35 NFE", m["teacher frechet"], 0.85),
+        at_most("VSD / the teacher called once, Frechet distance", m["vsd frechet"] / m["naive frechet"], 0.1),
+        at_least("VSD: class accuracy - teacher's", m["vsd accuracy"] - m["teacher accuracy"], -0.02),
+        at_least("VSD: variance within the classes / real", m["vsd variance"], 0.6),
+        at_most("VSD: variance within the classes / real", m["vsd variance"], 1.5),
+        at_most("SDS: variance within the classes / real, after as many iterations (collapse)", m["sds variance"], 0.4),
+        at_least("VSD / SDS, variance within the classes", m["vsd variance"] / m["sds variance"], 2.0),
+        at_least("SDS / VSD, Frechet distance", m["sds frechet"] / m["vsd frechet"], 2.0),
+        at_most("VSD / teacher at 35 NFE, Frechet distance", m["vsd frechet"] / m["teacher frechet"], 1.0, gated=False),
+        at_most("CPU seconds of VSD", m["vsd seconds"], 60),
+        at_most("control: accuracy against other classes than asked for", m["vsd other accuracy"], 0.1),
+    ]
+
+
+CALIBRATION = ""
+CLAIM = Claim("swiftbrush", "2312.05239", measure, judge, eps_task, CALIBRATION)
