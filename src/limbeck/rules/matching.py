@@ -62,7 +62,7 @@ class DistributionMatching:
         target, x = self.target(step), sample.x.detach()
         process = target.process if self.critic is None else self.critic.process
         x_t = process.diffuse(x, eps, t, sample.level)
-        teacher = guided(in_process(target, process), x_t, t, sample.cond, self.guidance, self.negative)
+        teacher = guided(in_process(target, process), x_t, t, sample.teacher_cond, self.guidance, self.negative)
         clean = critic = denoising_target(process, x, x_t, eps, t, sample.level)
         if self.critic is not None:
             critic = guided(self.critic, x_t, t, sample.cond, self.critic_guidance, self.critic_negative)

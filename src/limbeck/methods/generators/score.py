@@ -17,7 +17,8 @@ from limbeck.errors import LimbeckError
 from limbeck.losses import denoising_loss
 from limbeck.methods.generators.adversary import Adversary
 from limbeck.methods.generators.generator import Generator, Ingredients, check_guidance, discriminator_on, trained_copy
-from limbeck.noise import InSigma, Karras, LogNormal, between
+from limbeck.methods.generators.levels import level_laws
+from limbeck.noise import between
 from limbeck.rules import Sample, ScoreRule, surrogate
 from limbeck.tasks import drop_conditions
 from limbeck.training import Batch, EmaOptions, OptimizerOptions, Role, Step, Update
@@ -59,10 +60,14 @@ class ScoreOptions:
     """Share of samples on which the critic is trained without their condition."""
     score_low: float = 0.1
     score_high: float = 5.0
-    """Scores are compared at Karras levels (rho 7) of sigma in [score_low, score_high]."""
+    """Scores are compared at levels of sigma in [score_low, score_high]."""
+    score_law: Literal["karras", "uniform", "critic"] = "karras"
+    """How: Karras' spacing (rho 7), uniform in the process's time (the indices of a table), or at the critic's levels."""
     critic_mean: float = -0.6
     critic_std: float = 1.4
     """The critic learns at ln sigma ~ N(critic_mean, critic_std^2)."""
+    critic_law: Literal["lognormal", "score"] = "lognormal"
+    """So, or where the scores are compared."""
     critic_weight: str = "edm"
     student_rank: int = 0
     critic_rank: int = 0
@@ -142,8 +147,9 @@ class ScoreDistillation(Generator):
             "student": Role(self.student, o.student, o.ema),
             "critic": Role(self.critic, o.critic),
         }
-        self.score_times = InSigma(Karras(o.score_low, o.score_high), self.process)
-        self.critic_times = InSigma(LogNormal(o.critic_mean, o.critic_std), self.process)
+        self.score_times, self.critic_times = level_laws(
+            self.process, o.score_law, o.critic_law, o.score_low, o.score_high, o.critic_mean, o.critic_std
+        )
         self.adversary: Adversary | None = None
         if o.gan_weight > 0:
             if not parts.images:
@@ -169,8 +175,13 @@ class ScoreDistillation(Generator):
 
     def student_update(self, batch: Batch) -> Any:
         """Yields the student's update; returns the sample."""
-        o = self.options
         sample = self.producer(self, batch, 0)
+        yield Update("student", *self.student_loss(batch, sample))
+        return sample
+
+    def student_loss(self, batch: Batch, sample: Sample) -> tuple[Tensor, dict[str, Tensor]]:
+        """The surrogate of the pull on a sample, and what is logged of it."""
+        o = self.options
         t, eps = self.score_time(batch, sample), self.normal(batch, "score noise")
         pull = self.guided_rule(batch)(sample, t, eps, batch.step)
         gradient, logs = pull.gradient, {**pull.logs, "diversity": diversity(sample.x)}
@@ -178,8 +189,7 @@ class ScoreDistillation(Generator):
             if o.gan_time == "own":
                 t, eps = self.adversary_time(batch, sample), self.normal(batch, "gan noise")
             gradient = gradient + o.gan_weight * self.adversary.gradient(sample, t, eps)
-        yield Update("student", surrogate(self.anchor(sample), gradient), logs)
-        return sample
+        return surrogate(self.anchor(sample), gradient), logs
 
     def critic_update(self, batch: Batch, sample: Sample) -> Step:
         """Yields the updates of the critic, and of the discriminator where there is one, on a sample."""
