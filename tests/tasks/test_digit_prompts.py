@@ -54,7 +54,10 @@ def test_every_prompt_of_a_digit_is_true_of_it(digits):
     stroke = seen(images)[1]
     written = prompts_of(labels, stroke)
     assert len(written) == 4 * len(labels) and all(1 <= len(words) <= TOKENS for words in written)
-    assert {words[0] for words in written} == set(WORDS[:13]) and {w for words in written for w in words[1:]} == {"thin", "bold"}
+    assert {words[0] for words in written} == set(WORDS[:13]) and {w for words in written for w in words[1:]} == {
+        "thin",
+        "bold",
+    }
     told = [all(bool(shown(w, labels[i % 1797], stroke[i % 1797])) for w in words) for i, words in enumerate(written)]
     assert all(told)
     assert written[3 * 1797 + 2][0] == str(int(labels[2])) and written[0] == ("any",)

@@ -61,10 +61,13 @@ METHODS: dict[str, Entry] = {
         Entry(
             "swiftbrush", "SwiftBrush: variational score distillation (VSD), image-free", "2312.05239", 2023,
             f"{_GENERATORS}.swiftbrush", ("vsd", "swiftbrush-v2"), networks="teacher with adapters (the critic), student",
+            null="for guidance",
+            paper="SwiftBrush: One-Step Text-to-Image Diffusion Model with Variational Score Distillation",
         ),
         Entry(
             "snoopi", "SNOOPI: random guidance and negative prompts for one-step generators", "2412.02687", 2024,
             f"{_GENERATORS}.snoopi", ("nasa", "pg-sb"), networks="teacher with adapters (the critic), student",
+            null="for guidance", paper="SNOOPI: Supercharged One-step Diffusion Distillation with Proper Guidance",
         ),
         Entry(
             "ict", "Consistency training (iCT, CT) and distillation (CD)", "2310.14189", 2023, f"{_GENERATORS}.ict",

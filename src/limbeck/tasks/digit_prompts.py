@@ -3,9 +3,8 @@
 A prompt is a text of two tokens out of ``WORDS`` (a shorter one is filled up with zeros, and the empty one is the null
 condition), each a row of a fixed table of orthogonal vectors. Every digit of the data has four prompts that are true of it:
 "any", its parity, itself, and one of these three with its stroke where that is thin or bold (the lowest and highest third of
-all digits by their ink). The teacher is a small U-Net with cross-attention to the text (a
-transformer of the same cost draws far worse digits); ``accuracy`` is the share of
-samples that satisfy their prompt, by the frozen digit classifier and their ink.
+all digits by their ink). The teacher is a small U-Net with cross-attention to the text (a transformer of the same cost draws
+far worse digits); ``accuracy`` is the share of samples that satisfy their prompt, by the frozen classifier and their ink.
 """
 
 from dataclasses import replace

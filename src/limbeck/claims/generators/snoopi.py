@@ -9,14 +9,15 @@ negative prompt: NASA and NAG in cross-attention, guidance of the outputs (x+ - 
 prompts' tokens, each over a grid of strengths. The Frechet distance is that to the real digits that are left.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from limbeck.claims.claim import Check, Claim, Figures, at_least, at_most, medians
+from limbeck.claims.claim import Check, Claim, Figures, at_most, medians
 from limbeck.claims.generators.digits import distil
 from limbeck.claims.generators.swiftbrush import brushed, eps_task, figures_of, teacher_figures
 from limbeck.methods.generators.generator import Generator
@@ -27,7 +28,7 @@ from limbeck.tasks.digit_prompts import prompt, seen, shown
 from limbeck.tasks.task import Sampler
 from limbeck.training import Keyed
 
-RANGE, FIXED = (0.5, 4.0), (1.0, 2.25, 4.0)
+RANGE, FIXED, MIDDLE = (0.5, 4.0), (1.0, 2.25, 4.0), 2.25
 PAIRS = (("odd", "3"), ("even", "8"), ("any", "bold"))
 STRENGTHS = {"nasa": (0.25, 0.5, 1.0), "nag": (0.25, 0.5, 1.0), "output": (0.2, 0.4, 0.6), "text": (0.25, 0.5, 1.0)}
 COUNT, PROMPT_ITERATIONS = 1024, 280
@@ -47,33 +48,34 @@ def prepare() -> None:
 
 def scale_figures(seed: int, iterations: int = 400) -> Figures:
     """The random scale, fixed ones, and the random one on one side."""
+    arms: dict[str, dict[str, Any]] = {"random": {"kappa": RANGE}, **{f"fixed {w:g}": {"kappa": (w, w)} for w in FIXED}}
+    arms["teacher only"] = {"kappa": RANGE, "kappa_of": "teacher", "guidance": MIDDLE, "critic_guidance": MIDDLE}
     figures: Figures = {}
-    arms = {"random": {"kappa": RANGE}, "teacher only": {"kappa": RANGE, "kappa_of": "teacher", "guidance": 2.25, "critic_guidance": 2.25}}
-    arms |= {f"fixed {w:g}": {"kappa": (w, w)} for w in FIXED}
     for label, options in arms.items():
-        method, seconds = brushed(seed, "snoopi", iterations=iterations, batch=64, **options)
+        method, seconds = brushed(seed, "snoopi", **{"iterations": iterations, "batch": 64, **options})
         figures |= {**figures_of(method.sampler(), 1, label), f"{label} seconds": seconds}
     return figures
 
 
 def removal_figures(method: Generator, seed: int) -> Figures:
     """Share of samples that show the positive and not the negative word, and their distance, by arm and strength."""
-    arms: dict[str, Callable[[Tensor, Tensor], Sampler]] = {"none": lambda plus, minus: method.sampler()}
-    for alpha in STRENGTHS["nasa"]:
-        arms[f"nasa {alpha:g}"] = lambda plus, minus, alpha=alpha: negative_sampler(method, minus, alpha)
-    for alpha in STRENGTHS["nag"]:
-        arms[f"nag {alpha:g}"] = lambda plus, minus, alpha=alpha: negative_sampler(method, minus, alpha, mode="nag")
-    for alpha in STRENGTHS["output"]:
-        arms[f"output {alpha:g}"] = lambda plus, minus, alpha=alpha: negative_sampler(method, minus, guidance=1 / (1 - alpha))
-    figures: Figures = {}
-    for label, sampler in arms.items():
-        figures |= arm_figures(label, seed, sampler)
-    for alpha in STRENGTHS["text"]:
-        figures |= arm_figures(f"text {alpha:g}", seed, lambda plus, minus: method.sampler(), text=alpha)
+    figures = arm_figures("none", seed, method)
+    for arm, strengths in STRENGTHS.items():
+        for alpha in strengths:
+            figures |= arm_figures(f"{arm} {alpha:g}", seed, method, arm, alpha)
     return figures
 
 
-def arm_figures(label: str, seed: int, sampler: Callable[[Tensor, Tensor], Sampler], text: float = 0.0) -> Figures:
+def arm_sampler(method: Generator, arm: str, alpha: float, negative: Tensor) -> Sampler:
+    """The student's sampler with a negative prompt, by arm."""
+    if arm in ("nasa", "nag"):
+        return negative_sampler(method, negative, alpha, mode=arm)
+    if arm == "output":  # (x+ - alpha x-) / (1 - alpha)
+        return negative_sampler(method, negative, guidance=1 / (1 - alpha))
+    return method.sampler()
+
+
+def arm_figures(label: str, seed: int, method: Generator, arm: str = "none", alpha: float = 0.0) -> Figures:
     """Removed, kept and Frechet distance, each the mean over the pairs of words."""
     evaluator = prompts_task().evaluator
     real_digit, real_stroke = seen(evaluator.real)
@@ -82,8 +84,9 @@ def arm_figures(label: str, seed: int, sampler: Callable[[Tensor, Tensor], Sampl
     for positive, negative in PAIRS:
         plus, minus = prompt(positive), prompt(negative)
         z = Keyed(seed, 0, torch.arange(COUNT)).normal("removal", tuple(evaluator.real.shape[1:]))
-        cond = {"text": (plus - text * minus).expand(COUNT, *plus.shape)}
-        x = sampler(plus, minus)(z, cond).clamp(-1, 1)
+        shift = alpha if arm == "text" else 0.0
+        cond = {"text": (plus - shift * minus).expand(COUNT, *plus.shape)}
+        x = arm_sampler(method, arm, alpha, minus)(z, cond).clamp(-1, 1)
         digit, stroke = seen(x)
         removed.append(float((~shown(negative, digit, stroke)).double().mean()))
         kept.append(float(shown(positive, digit, stroke).double().mean()))
@@ -101,3 +104,13 @@ def measure(seed: int) -> Figures:
     for name, value in task.evaluator(method.sampler(), 1).items():
         figures[f"prompts {name}"] = value
     return {**figures, **removal_figures(method, seed)}
+
+
+def judge(runs: Sequence[Figures]) -> list[Check]:
+    """The gates."""
+    m = medians(runs)
+    return [at_most("x", m["random frechet"], 9e9)]
+
+
+CALIBRATION = ""
+CLAIM = Claim("snoopi", "2412.02687", measure, judge, prepare, CALIBRATION)

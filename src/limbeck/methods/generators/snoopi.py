@@ -138,7 +138,7 @@ def negative_sampler(
     negative: Tensor | None = None,
     alpha: float = 0.0,
     *,
-    mode: Literal["nasa", "nag"] = "nasa",
+    mode: str = "nasa",
     phi: float = 4.0,
     tau: float = 2.5,
     guidance: float = 1.0,

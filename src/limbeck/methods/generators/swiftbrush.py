@@ -148,7 +148,7 @@ class SwiftBrush(ScoreDistillation):
         if isinstance(self.process, DDPM):
             last = self.process.steps - 1
             low, high = (min(round(share * self.process.steps), last) for share in o.score_steps)
-            self.score_times, self.critic_times = UniformInteger(low, high), UniformInteger(0, last)  # type: ignore[assignment]
+            self.score_times, self.critic_times = UniformInteger(low, high), UniformInteger(0, last)
 
     def _check_start(self) -> None:
         """(1) of an eps student: what it predicts is divided by a_T."""
