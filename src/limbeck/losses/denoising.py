@@ -28,6 +28,7 @@ WEIGHTS: dict[str, Callable[[Process, Tensor, float], Tensor]] = {
     "x0": lambda process, t, sd: torch.ones_like(t, dtype=torch.float64),
     "edm": _edm,
     "eps": lambda process, t, sd: process.sigma(t) ** -2,
+    "signal_eps": lambda process, t, sd: process.a(t) ** 2 * process.sigma(t) ** -2,  # a eps: what VSD trains its critic on
     "v": lambda process, t, sd: ((process.a(t) ** 2 + process.s(t) ** 2) / process.s(t)) ** 2,
     "velocity": _velocity,
     "min_snr_5": lambda process, t, sd: (process.sigma(t) ** -2).clamp(max=5.0),
@@ -73,8 +74,8 @@ def denoising_loss(
 ) -> Tensor:
     """E w(t) mean |D(x_t, t, cond) - D*|^2 over elements, then samples; a scalar.
 
-    ``x`` (B, ...) is data and gets no gradient; ``t`` (B,); ``eps`` fresh noise like x. ``weight``: x0, edm, eps, v, velocity
-    or min_snr_5 name the error that the weighted x0 error equals. ``level`` (B,): x is noisy at that time (see
+    ``x`` (B, ...) is data and gets no gradient; ``t`` (B,); ``eps`` fresh noise like x. ``weight``: x0, edm, eps, signal_eps,
+    v, velocity or min_snr_5 name the error that the weighted x0 error equals. ``level`` (B,): x is noisy at that time (see
     :func:`denoising_target`); the weight is then damped by min(1, damping s_{t|level}^2), since D* blows up as t -> level;
     ``relative``: of (s_{t|level} / s_t)^2, which is 1 for clean x and does not depend on the unit of noise.
 

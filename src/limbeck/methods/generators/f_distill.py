@@ -32,7 +32,7 @@ pass of the watched network of their own. The second phase of ImageNet (rate 5e-
 import copy
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -127,7 +127,7 @@ class FDistill(ScoreDistillation):
 
         def logged(sample: Sample, t: Tensor, eps: Tensor, step: int = 0) -> Pull:
             pull = weighing(sample, t, eps, step)
-            return Pull(pull.gradient, {**pull.logs, **logs})
+            return replace(pull, logs={**pull.logs, **logs})
 
         return logged
 

@@ -25,7 +25,8 @@ class Ingredients:
     ``example``: one small batch of data in the data's range, with its conditions. ``images``: is there real data for
     training? ``network``: makes a new network F for students that do not start from the teacher. ``start``: what students
     and critics start as copies of (None: the teacher), ``start_sigmas`` the levels at which it samples, where it is the student
-    of another run. ``rewards``: what preference methods may maximise, by name.
+    of another run. ``rewards``: what preference methods may maximise, by name. ``negatives`` (N, M, C'): texts that nobody
+    wants to see, for methods that are trained with negative prompts.
     """
 
     teacher: Any
@@ -38,6 +39,7 @@ class Ingredients:
     start: Any = None
     start_sigmas: tuple[float, ...] | None = None
     rewards: Mapping[str, Reward] = field(default_factory=dict)
+    negatives: Tensor | None = None
 
     @property
     def begin(self) -> Any:
@@ -62,7 +64,8 @@ def make_method(cls: type["Generator"], options: Any, task: Task, seed: int) -> 
     example = real[rows] if x is None else x.to(real)
     placed = None if cond is None else {name: value.to(real.device) for name, value in cond.items()}
     parts = Ingredients(task.teacher, task.shape, example, placed, x is not None, task.sigma_data, task.network)
-    parts = replace(parts, start=task.start, start_sigmas=task.start_sigmas, rewards=task.rewards)
+    negatives = None if task.negatives is None else task.negatives.to(real)
+    parts = replace(parts, start=task.start, start_sigmas=task.start_sigmas, rewards=task.rewards, negatives=negatives)
     return cls(parts, options)
 
 
@@ -121,7 +124,8 @@ class Generator(Method):
         process: Any = self.student.process
         self.process: Process = process
         self.shape, self.sigma_data = parts.shape, parts.sigma_data
-        self.times = self.process.time_of(torch.tensor(sigmas, dtype=torch.float64))
+        last = torch.tensor([self.process.t_max], dtype=torch.float64)  # no level given: one step from the schedule's end
+        self.times = self.process.time_of(torch.tensor(sigmas, dtype=torch.float64)) if sigmas else last
         low, high = self.process.t_min, self.process.t_max
         if bool(((self.times < low) | (self.times > high)).any()):
             raise LimbeckError(
