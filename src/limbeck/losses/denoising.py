@@ -56,7 +56,25 @@ def denoising_loss(
     level: Tensor | None = None,
     damping: float = 10.0,
 ) -> Tensor:
-    """E w(t) mean |D(x_t, t, cond) - D*|^2 over elements, then samples; a scalar.
+    """E w(t) mean |D(x_t, t, cond) - D*|^2 over elements, then samples; a scalar: the mean of :func:`denoising_errors`."""
+    return denoising_errors(
+        denoiser, x, t, eps, cond, weight=weight, sigma_data=sigma_data, level=level, damping=damping
+    ).mean()
+
+
+def denoising_errors(
+    denoiser: Denoiser,
+    x: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    cond: Cond | None = None,
+    *,
+    weight: str = "edm",
+    sigma_data: float = SIGMA_DATA,
+    level: Tensor | None = None,
+    damping: float = 10.0,
+) -> Tensor:
+    """w(t) mean |D(x_t, t, cond) - D*|^2 of every sample, (B,).
 
     ``x`` (B, ...) is data and gets no gradient; ``t`` (B,); ``eps`` fresh noise like x. ``weight``: x0, edm, eps, v, velocity
     or min_snr_5 name the error that the weighted x0 error equals. ``level`` (B,): x is noisy at that time (see
@@ -71,4 +89,4 @@ def denoising_loss(
     if level is not None:
         w = w * (damping * process.transition(level, t)[1] ** 2).clamp(max=1.0)
     error = (denoiser(x_t, t, cond) - target).square().flatten(1).mean(1)
-    return (w.to(error) * error).mean()
+    return w.to(error) * error

@@ -48,6 +48,10 @@ METHODS: dict[str, Entry] = {
             ("ct", "cd"), data="needed", networks="student (+ target, teacher)",
         ),
         Entry(
+            "pso", "Pairwise sample optimization (PSO)", "2410.03190", 2024, f"{_GENERATORS}.pso",
+            data="optional (offline forms)", networks="student (adapters on the reference's weights)",
+        ),
+        Entry(
             "gaussian-score", "Analytical teleportation with the Gaussian score", "2412.09726", 2024, "",
             ("teleport", "teleportation"), data="statistics", networks="teacher",
         ),
