@@ -20,6 +20,7 @@ CLAIMS = {
     "dmd": "limbeck.claims.generators.dmd",
     "sid": "limbeck.claims.generators.sid",
     "ict": "limbeck.claims.generators.ict",
+    "pso": "limbeck.claims.generators.pso",
     "gaussian-score": "limbeck.claims.generators.gaussian_score",
 }
 
