@@ -56,7 +56,7 @@ class DistributionMatching:
     def __call__(self, sample: Sample, t: Tensor, eps: Tensor, step: int = 0) -> Pull:
         process, x = self.critic.process, sample.x.detach()
         x_t = process.diffuse(x, eps, t, sample.level)
-        teacher = guided(in_process(self.target(step), process), x_t, t, sample.cond, self.guidance)
+        teacher = guided(in_process(self.target(step), process), x_t, t, sample.teacher_cond, self.guidance)
         critic = guided(self.critic, x_t, t, sample.cond, self.critic_guidance)
         delta = critic - teacher
         scale = NORMALISERS[self.normaliser](sample, teacher, process, t)

@@ -29,10 +29,14 @@ class OptimizerOptions:
     """Where cosine and linear decay end, as a share of lr."""
     clip: float | None = None
     """Largest norm of the role's gradient (None: not clipped)."""
+    clip_value: float | None = None
+    """Largest size of any one element of the gradient, after the norm was clipped (None: not clipped)."""
 
     def __post_init__(self):
         if self.lr < 0 or self.warmup < 0 or (self.clip is not None and self.clip <= 0):
             raise LimbeckError(f"lr={self.lr:g}, warmup={self.warmup} and clip={self.clip} must be positive (clip may be None)")
+        if self.clip_value is not None and self.clip_value <= 0:
+            raise LimbeckError(f"clip_value={self.clip_value:g} would leave no gradient; give a positive value, or None")
 
     def lr_at(self, step: int, total: int) -> float:
         """The learning rate of iteration ``step`` of ``total``."""

@@ -176,7 +176,7 @@ def test_online_on_a_many_step_model_is_d3po(tiny):
     for j, update in enumerate(found):
         expected = torch.stack([losses[order[i, j], i] for i in range(n)]).mean()
         torch.testing.assert_close(update.loss, expected, rtol=1e-10, atol=0)
-    assert float(losses.std()) > 1e-3
+    assert float(losses.detach().std()) > 1e-3
 
 
 def test_ratios_compare_weights_and_not_dropout_masks(tiny):
@@ -204,10 +204,10 @@ def test_ties_have_no_gradient_and_are_counted(tiny):
 
 
 def test_the_online_form_raises_the_reward(tiny):
-    method = pso(tiny, beta=1.0, iterations=25)
+    method = pso(tiny, beta=1.0, iterations=15)
     loop = tiny.loop(method, batch=32)
-    rewards = [loop.iterate()["reward"] for _ in range(25)]
-    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.3
+    rewards = [loop.iterate()["reward"] for _ in range(15)]
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.3
 
 
 # -- offline and customisation ----------------------------------------------------------------------------------------
@@ -345,7 +345,7 @@ def test_the_sampler_takes_fewer_steps_and_the_average(tiny):
 
 def test_guidance_is_part_of_the_policy_and_warned_of(tiny):
     start = tiny.teacher(seed=1)
-    with pytest.warns(UserWarning, match="guidance=2 on a model that was already guided: its answers are guided twice; use 1"):
+    with pytest.warns(UserWarning, match="guidance=2 on a model that was already guided: that is guiding twice; use 1"):
         method = pso(tiny, start, guidance=2.0)
     _, update, *_ = tiny.yields(method, tiny.batch(method))
     assert float(update.loss.detach()) == pytest.approx(math.log(2), abs=1e-12)
@@ -416,11 +416,16 @@ def test_an_unknown_reward(tiny):
 
 
 def test_times_that_are_not_the_samplers(tiny):
-    with pytest.raises(LimbeckError, match=r"levels \[0.7\] are not among the sampler's \[5.0, 1.0, 0.2\]"):
+    with pytest.raises(LimbeckError, match=r"the trained noise levels \[0.7\] are not among \[5.0, 1.0, 0.2\]"):
         pso(tiny, trained=(1.0, 0.7))
     with pytest.raises(LimbeckError, match=r"the step from 0.2, the last of \[5.0, 1.0, 0.2\], has no density"):
         pso(tiny, trained=(0.2,))
     pso(tiny, trained=(0.2,), form="offline")
+    parts = replace(tiny.ingredients(), start_sigmas=(5.0, 1.0, 0.2))
+    with pytest.raises(LimbeckError, match=r"the sampler's noise levels \[0.7\] are not among \[5.0, 1.0, 0.2\]"):
+        pso(tiny, parts=parts, sigmas=(5.0, 0.7))
+    assert pso(tiny, parts=parts, sigmas=()).chain.times == (5.0, 1.0, 0.2)
+    assert pso(tiny, parts=parts, sigmas=(5.0, 1.0)).chain.times == (5.0, 1.0)
 
 
 def test_targets_are_needed_offline(tiny):

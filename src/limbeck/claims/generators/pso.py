@@ -48,6 +48,7 @@ def height(x: Tensor, cond: Any = None) -> Tensor:
     return x @ UP.to(x)
 
 
+REWARDS = {"upper": upper, "height": height}
 ARMS: dict[str, dict[str, Any]] = {
     **{f"online beta {b}": {"reward": "upper", "beta": float(b)} for b in (5, 20, 100)},
     **{f"offline beta {b}": {"form": "offline", "beta": float(b)} for b in (1, 5, 20)},
@@ -164,9 +165,9 @@ def measure(seed: int, rounds: int = ROUNDS, iterations: int = 1000, arms: Seque
         figures |= curve(f"plain lr {lr:g}", Plain(copy.deepcopy(start), lr), wanted, seed, start, 2 * rounds)
     own, keyed = sampled(start).x, Keyed(seed, 0, torch.arange(JUDGED))
     for label in arms:
-        options = PSOOptions(**{"iterations": rounds, "batch": BATCH, "student": ADAM, "sigmas": SIGMAS, **ARMS[label]})
+        options = PSOOptions(**{"iterations": rounds, "batch": BATCH, "student": ADAM, **ARMS[label]})
         parts = Ingredients(
-            None, (2,), data[:64], None, True, 0.71, None, copy.deepcopy(start), {"upper": upper, "height": height}
+            TEACHER, (2,), data[:64], None, True, 0.71, start=copy.deepcopy(start), start_sigmas=SIGMAS, rewards=REWARDS
         )
         torch.manual_seed(seed)
         method = PSO(parts, options)

@@ -40,6 +40,7 @@ from torch import Tensor
 from limbeck.denoisers import ClassifierFree, Cond, Denoiser
 from limbeck.errors import LimbeckError
 from limbeck.losses import clipped, customisation_loss, denoising_errors, denoising_ratios, pair_loss, ranked
+from limbeck.methods.generators.fewstep import among, sampled_levels
 from limbeck.methods.generators.generator import Generator, Ingredients, check_guidance, trained_copy
 from limbeck.samplers import Chain, log_prob
 from limbeck.tasks import Reward, scored
@@ -57,10 +58,10 @@ class PSOOptions:
     batch: int = 128
     student: OptimizerOptions = OptimizerOptions(lr=1e-4, kind="adamw", betas=(0.9, 0.999), weight_decay=1e-6, clip=1.0)
     ema: EmaOptions | None = None
-    sigmas: tuple[float, ...] = (2.5, 0.8, 0.3)
-    """Noise levels sigma of the student's sampler, decreasing: those it was distilled for."""
+    sigmas: tuple[float, ...] = ()
+    """Noise levels sigma of the student's sampler, decreasing (none given: those that it was distilled for)."""
     trained: tuple[float, ...] = ()
-    """Those of ``sigmas`` that are trained (none given: all; online all but the last)."""
+    """Those of them that are trained (none given: all; online all but the last)."""
     sampler: Literal["renoise", "ancestral", "ddim", "tcd"] = "renoise"
     eta: float = 1.0
     """Share of fresh noise in a step of ddim or tcd."""
@@ -100,16 +101,6 @@ class PSOOptions:
                 f"beta={self.beta:g} and drift_bound={self.drift_bound:g} must be positive, num_negatives="
                 f"{self.num_negatives} at least 1, refresh={self.refresh} at least 0"
             )
-        if missing := [s for s in self.trained if s not in self.sigmas]:
-            raise LimbeckError(
-                f"the trained noise levels {missing} are not among the sampler's {list(self.sigmas)}; a few-step model is "
-                "trained at its own sampling times alone"
-            )
-        if self.form == "online" and self.sigmas[-1] in self.trained:
-            raise LimbeckError(
-                f"the step from {self.sigmas[-1]:g}, the last of {list(self.sigmas)}, has no density; leave it out of trained, "
-                "or use the offline form"
-            )
         if self.form != "customisation" and self.rank == 0 and not self.reference_copy:
             raise LimbeckError(
                 "rank=0 trains all weights, and nothing is left to compare with: give rank >= 1 (the reference is then the model "
@@ -141,27 +132,23 @@ class PSO(Generator):
 
     def __init__(self, parts: Ingredients, options: PSOOptions = PRESETS["recommended"]):
         o = options
-        if parts.start is None:
+        sigmas = sampled_levels(parts, o.sigmas, o.trained, "pso")
+        if o.form == "online" and among(sigmas[-1], o.trained):
             raise LimbeckError(
-                "PSO trains a student that samples in few steps already, and was given none: name its run with "
-                "`limbeck distill pso --start RUN`, or give start= from Python"
+                f"the step from {sigmas[-1]:g}, the last of {list(sigmas)}, has no density; leave it out of trained, or take offline"
             )
         if o.form != "online" and not parts.images:
-            raise LimbeckError(
-                f"the form {o.form!r} learns from target images; give data, or use the online form with a reward"
-            )
-        super().__init__(parts, o.sigmas, trained_copy(parts.start, o.rank, o.alpha, o.layers))
+            raise LimbeckError(f"the form {o.form!r} learns from target images; give data, or take online with a reward")
+        super().__init__(parts, sigmas, trained_copy(parts.start, o.rank, o.alpha, o.layers))
         self.options, self.reference = o, parts.start
         self.chain = Chain(self.process, tuple(self.times.tolist()), o.sampler, o.eta)
         self.roles = {"student": Role(self.student, o.student, o.ema), "reference": Role(parts.start)}
-        self.allowed = [i for i, s in enumerate(o.sigmas) if not o.trained or s in o.trained]
+        self.allowed = [i for i, s in enumerate(sigmas) if not o.trained or among(s, o.trained)]
         check_guidance(parts.start, o.guidance)
         if o.guidance != 1:
             known = getattr(parts.start, "trained_guidance", None)
             was = "already guided" if known is None else f"distilled at guidance {known:g}"
-            warnings.warn(
-                f"guidance={o.guidance:g} on a model that was {was}: its answers are guided twice; use 1", stacklevel=2
-            )
+            warnings.warn(f"guidance={o.guidance:g} on a model that was {was}: that is guiding twice; use 1", stacklevel=2)
         if o.form == "online":
             self.chain.require_density()
             self.allowed = [i for i in self.allowed if i < self.chain.K - 1]
