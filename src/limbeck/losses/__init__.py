@@ -11,24 +11,32 @@ from limbeck.losses.continuous import (
     normalise_tangent,
     trig_velocity,
 )
-from limbeck.losses.denoising import WEIGHTS, denoising_loss, denoising_target
+from limbeck.losses.denoising import WEIGHTS, denoising_errors, denoising_loss, denoising_target, importance_weight
+from limbeck.losses.preference import clipped, customisation_loss, denoising_ratios, pair_loss, ranked
 
 __all__ = [
     "TANGENT_NORMALISERS",
     "WARMUPS",
     "WEIGHTS",
     "angle",
+    "clipped",
     "consistency_loss",
     "consistency_tangent",
     "continuous_loss",
+    "customisation_loss",
+    "denoising_errors",
     "denoising_loss",
+    "denoising_ratios",
     "denoising_target",
     "discriminator_loss",
     "generator_loss",
+    "importance_weight",
     "logit_accuracy",
     "normalise_tangent",
+    "pair_loss",
     "pseudo_huber",
     "r1_finite_difference",
+    "ranked",
     "squared",
     "trig_velocity",
 ]
