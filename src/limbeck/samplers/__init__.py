@@ -17,6 +17,7 @@ from limbeck.samplers.ode import ddim, dpm_solver_pp_2m, euler, heun
 from limbeck.samplers.rollout import Renoise, Rollout, Start, Trajectory
 from limbeck.samplers.steps import Noise, check_nodes, ddim_step, generator_noise
 from limbeck.samplers.stochastic import ancestral, stochastic_edm
+from limbeck.samplers.tcd import tcd
 from limbeck.samplers.teleport import Jump, Teleported, WithFlowMap, choose_skip, teleport
 
 SOLVERS: dict[str, Callable[..., Tensor]] = {
@@ -26,6 +27,7 @@ SOLVERS: dict[str, Callable[..., Tensor]] = {
     "euler": euler,
     "heun": heun,
     "stochastic_edm": stochastic_edm,
+    "tcd": tcd,
 }
 
 __all__ = [
@@ -52,5 +54,6 @@ __all__ = [
     "heun",
     "solve",
     "stochastic_edm",
+    "tcd",
     "teleport",
 ]

@@ -177,6 +177,8 @@ class Loop:
             self._fail(name, "gradient norm", float(norm))
         if options.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(trained.params, options.clip, norm)
+        if self.step in options.restarts:
+            trained.optimizer.state.clear()
         lr = options.lr_at(self.step, self.options.iterations)
         for group in trained.optimizer.param_groups:
             group["lr"] = lr

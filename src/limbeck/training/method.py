@@ -29,6 +29,8 @@ class OptimizerOptions:
     """Where cosine and linear decay end, as a share of lr."""
     clip: float | None = None
     """Largest norm of the role's gradient (None: not clipped)."""
+    restarts: tuple[int, ...] = ()
+    """Iterations before which the optimizer forgets its state, and warm-up and decay begin anew."""
 
     def __post_init__(self):
         if self.lr < 0 or self.warmup < 0 or (self.clip is not None and self.clip <= 0):
@@ -38,10 +40,12 @@ class OptimizerOptions:
         """The learning rate of iteration ``step`` of ``total``."""
         from limbeck.noise import ramp
 
-        warm = min((step + 1) / self.warmup, 1.0) if self.warmup else 1.0
+        begin = max((r for r in self.restarts if r <= step), default=0)
+        end = min((r for r in self.restarts if r > step), default=total)
+        warm = min((step - begin + 1) / self.warmup, 1.0) if self.warmup else 1.0
         if self.decay == "constant":
             return self.lr * warm
-        return self.lr * warm * ramp(step, self.warmup, 1.0, self.final, total, self.decay)
+        return self.lr * warm * ramp(step, begin + self.warmup, 1.0, self.final, end, self.decay)
 
 
 @dataclass(frozen=True)
