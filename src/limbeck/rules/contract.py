@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,7 @@ class Pull:
     logs: dict[str, Tensor] = field(default_factory=dict)
 
 
+@runtime_checkable
 class ScoreRule(Protocol):
     """Pulls a sample at the times t (B,) with the noise eps (shape of x)."""
 

@@ -11,7 +11,7 @@ from limbeck.tasks.folder import Pictures, load_pictures
 from limbeck.tasks.named import imported
 from limbeck.tasks.own import OWN_OPTIONS, own_task, recorded
 from limbeck.tasks.task import Evaluator, Figures, Reward, Task, heun_sampler
-from limbeck.tasks.teacher import TeacherOptions, cached_teacher
+from limbeck.tasks.teacher import TeacherOptions, cached_teacher, drop_conditions
 
 TASKS = {
     "digits": "limbeck.tasks.digits:digits",
@@ -51,6 +51,7 @@ __all__ = [
     "build_task",
     "cached_teacher",
     "digit_split",
+    "drop_conditions",
     "heun_sampler",
     "image_features",
     "imported",

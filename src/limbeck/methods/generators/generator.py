@@ -77,6 +77,12 @@ def trained_copy(teacher: object, rank: int = 0, alpha: float | None = None, lay
     return adapted(teacher, rank, alpha, layers) if rank else copy.deepcopy(teacher).requires_grad_(True)
 
 
+def first_rows(parts: Ingredients, rows: int = 2) -> tuple[Tensor, Cond | None]:
+    """The first rows of the example and their conditions, to try a network on."""
+    cond = None if parts.cond is None else {name: value[:rows] for name, value in parts.cond.items()}
+    return parts.example[:rows], cond
+
+
 def check_guidance(teacher: Any, *scales: float) -> None:
     """Raise LimbeckError where a scale is not 1 and the teacher has no null condition."""
     for w in scales:
@@ -86,8 +92,7 @@ def check_guidance(teacher: Any, *scales: float) -> None:
 
 def discriminator_on(watched: Any, parts: Ingredients, layers: tuple[str, ...]) -> Heads:
     """New heads on the named layers of a denoiser; none named: those that its network calls ``feature_layers``."""
-    x = parts.example[:2]
-    cond = None if parts.cond is None else {name: value[:2] for name, value in parts.cond.items()}
+    x, cond = first_rows(parts)
     t = watched.process.time_of(torch.full((len(x),), 0.5, dtype=torch.float64, device=x.device))
     if not layers:
         chosen = getattr(getattr(watched, "network", None), "feature_layers", ())
@@ -101,7 +106,15 @@ def discriminator_on(watched: Any, parts: Ingredients, layers: tuple[str, ...]) 
 class Generator(Method):
     """A student denoiser and its rollout over noise levels. Subclasses add roles and ``step``."""
 
-    def __init__(self, parts: Ingredients, sigmas: tuple[float, ...], student: nn.Module | None = None):
+    def __init__(
+        self,
+        parts: Ingredients,
+        sigmas: tuple[float, ...],
+        student: nn.Module | None = None,
+        *,
+        renoise: str = "fresh",
+        begin: str = "noise",
+    ):
         self.student: Any = trained_copy(parts.begin) if student is None else student
         process: Any = self.student.process
         self.process: Process = process
@@ -113,14 +126,14 @@ class Generator(Method):
                 f"the student's noise levels {sigmas} leave the schedule of the {type(self.process).__name__} process, "
                 f"whose times go from {low:g} to {high:g}; choose levels inside"
             )
-        self.rollout = Rollout(self.process, tuple(self.times.tolist()))
+        self.rollout = Rollout(self.process, tuple(self.times.tolist()), renoise, start=begin)
 
     def normal(self, batch: Batch, stream: str) -> Tensor:
         """Standard normal noise (B, *shape), keyed by sample, in the student's dtype."""
         return batch.noise.normal(stream, self.shape, next(self.student.parameters()).dtype)
 
-    def produce(self, batch: Batch, grad_step: int) -> Sample:
-        """Samples of the student whose step ``grad_step`` carries the gradient (earlier steps none)."""
+    def produce(self, batch: Batch, grad_step: int | None) -> Sample:
+        """Samples of the student whose step ``grad_step`` carries the gradient (earlier steps none; None: all steps do)."""
         z = self.normal(batch, "z")
         noise = lambda i: self.normal(batch, f"renoise {i}")  # noqa: E731
         return Sample(self.rollout(self.student, z, batch.cond, noise=noise, grad_step=grad_step).x, batch.cond)
@@ -128,7 +141,7 @@ class Generator(Method):
     def sampler(self, ema: bool = True, steps: int | None = None) -> Callable[..., Tensor]:
         """The student as (z (B, ...) standard normal, cond, fresh noise of step i) -> x, with its first ``steps`` steps."""
         denoiser: Any = self.roles["student"].best if ema else self.student
-        rollout = self.rollout if steps is None else Rollout(self.process, tuple(self.times[:steps].tolist()))
+        rollout = self.rollout if steps is None else replace(self.rollout, times=tuple(self.times[:steps].tolist()))
 
         @torch.no_grad()
         def sample(z: Tensor, cond: Cond | None = None, noise: Callable[[int], Tensor] | None = None) -> Tensor:
