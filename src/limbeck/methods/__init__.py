@@ -48,6 +48,11 @@ METHODS: dict[str, Entry] = {
             ("ct", "cd"), data="needed", networks="student (+ target, teacher)",
         ),
         Entry(
+            "hyper-sd", "Trajectory segmented consistency, rewards and one-step score distillation (Hyper-SD)", "2404.13686", 2024,
+            f"{_GENERATORS}.hyper_sd", ("hypersd", "tscd"), data="needed",
+            networks="teacher, student, average, its stages (+ critic, discriminator heads)",
+        ),
+        Entry(
             "gaussian-score", "Analytical teleportation with the Gaussian score", "2412.09726", 2024, "",
             ("teleport", "teleportation"), data="statistics", networks="teacher",
         ),

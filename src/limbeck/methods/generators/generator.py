@@ -104,7 +104,10 @@ def discriminator_on(watched: Any, parts: Ingredients, layers: tuple[str, ...]) 
 
 
 class Generator(Method):
-    """A student denoiser and its rollout over noise levels. Subclasses add roles and ``step``."""
+    """A student denoiser and its rollout over noise levels. Subclasses add roles and ``step``.
+
+    ``times``: the rollout's times in the process's own measure, in the noise levels' place.
+    """
 
     def __init__(
         self,
@@ -112,6 +115,7 @@ class Generator(Method):
         sigmas: tuple[float, ...],
         student: nn.Module | None = None,
         *,
+        times: Tensor | None = None,
         renoise: str = "fresh",
         begin: str = "noise",
     ):
@@ -119,7 +123,7 @@ class Generator(Method):
         process: Any = self.student.process
         self.process: Process = process
         self.shape, self.sigma_data = parts.shape, parts.sigma_data
-        self.times = self.process.time_of(torch.tensor(sigmas, dtype=torch.float64))
+        self.times = self.process.time_of(torch.tensor(sigmas, dtype=torch.float64)) if times is None else times
         low, high = self.process.t_min, self.process.t_max
         if bool(((self.times < low) | (self.times > high)).any()):
             raise LimbeckError(
