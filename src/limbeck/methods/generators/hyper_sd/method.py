@@ -83,11 +83,7 @@ class HyperSD(Staged):
         assert x0 is not None
         u, u_n, u_e = draw(batch.noise, stage.segments, stage.grid, o.target)
         t, t_n, t_e = self.path(u), self.path(u_n), self.path(u_e)
-        e = self.normal(batch, "noise")
-        if o.offset_noise > 0:
-            channels = (*self.shape[:1], *(1 for _ in self.shape[1:]))
-            e = e + o.offset_noise * batch.noise.normal("offset", channels, e.dtype)
-        x_t = self.process.add_noise(x0, e, t)
+        x_t = self.process.add_noise(x0, self.perturbed(batch), t)
         teacher, w = self.teacher, self._guidance(batch)
         if o.teacher == "previous_stage" and stage.index > 0:
             teacher, w = self.ends[min(stage.index, len(o.segments) - 1) - 1], 1.0
@@ -95,6 +91,12 @@ class HyperSD(Staged):
             x_n = ddim_step(self.process, x_t, guided(teacher, x_t, t, cond, w), t, t_n)  # (1)
         fake, real = consistency_pair(Jump(self.student, t_e), Jump(self.average, t_e), x_t, t, x_n, t_n, cond)
         return fake, real, u_e
+
+    def perturbed(self, batch: Batch) -> Tensor:
+        """e, plus one number per sample and channel with offset noise."""
+        e, size = self.normal(batch, "noise"), self.options.offset_noise
+        channels = (*self.shape[:1], *(1 for _ in self.shape[1:]))
+        return e if size == 0 else e + size * batch.noise.normal("offset", channels, e.dtype)
 
     def consistency(
         self, batch: Batch, stage: Stage, weight: float = 1.0, more: Tensor | float = 0.0, logs: Logs | None = None
