@@ -18,6 +18,7 @@ from limbeck.samplers.ode import ddim, dpm_solver_pp_2m, euler, heun
 from limbeck.samplers.rollout import Renoise, Rollout, Start, Trajectory
 from limbeck.samplers.steps import Noise, check_nodes, ddim_step, generator_noise
 from limbeck.samplers.stochastic import ancestral, stochastic_edm
+from limbeck.samplers.tcd import tcd
 from limbeck.samplers.teleport import Jump, Teleported, WithFlowMap, choose_skip, teleport
 from limbeck.samplers.transitions import Chain, log_prob
 
@@ -28,6 +29,7 @@ SOLVERS: dict[str, Callable[..., Tensor]] = {
     "euler": euler,
     "heun": heun,
     "stochastic_edm": stochastic_edm,
+    "tcd": tcd,
 }
 
 __all__ = [
@@ -57,5 +59,6 @@ __all__ = [
     "log_prob",
     "solve",
     "stochastic_edm",
+    "tcd",
     "teleport",
 ]
