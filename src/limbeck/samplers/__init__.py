@@ -3,7 +3,7 @@
 Solvers share one signature, ``solver(denoiser, x, times, cond=None, *, final=True, ...) -> x``: x is the state at times[0], the
 denoiser is asked at every node, and the last step goes to clean data unless final=False (see :mod:`limbeck.samplers.ode`).
 ``SOLVERS`` maps their names. ``Rollout`` is few-step sampling that also trains; ``solve`` is the flow map to a tolerance;
-``Teleported`` makes any solver skip its noisiest nodes by a Gaussian's closed form.
+``Teleported`` makes any solver skip its noisiest nodes by a Gaussian's closed form, ``teleport_scheduler`` a diffusers scheduler.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,11 @@ from limbeck.samplers.experts import Experts
 from limbeck.samplers.flow_map import solve
 from limbeck.samplers.ode import ddim, dpm_solver_pp_2m, euler, heun
 from limbeck.samplers.rollout import Renoise, Rollout, Start, Trajectory
+from limbeck.samplers.schedulers import scheduler_nodes, teleport_scheduler
 from limbeck.samplers.steps import Noise, check_nodes, ddim_step, generator_noise
 from limbeck.samplers.stochastic import ancestral, stochastic_edm
 from limbeck.samplers.teleport import Jump, Teleported, WithFlowMap, choose_skip, teleport
+from limbeck.samplers.unipc import unipc
 
 SOLVERS: dict[str, Callable[..., Tensor]] = {
     "ancestral": ancestral,
@@ -26,6 +28,7 @@ SOLVERS: dict[str, Callable[..., Tensor]] = {
     "euler": euler,
     "heun": heun,
     "stochastic_edm": stochastic_edm,
+    "unipc": unipc,
 }
 
 __all__ = [
@@ -50,7 +53,10 @@ __all__ = [
     "euler",
     "generator_noise",
     "heun",
+    "scheduler_nodes",
     "solve",
     "stochastic_edm",
     "teleport",
+    "teleport_scheduler",
+    "unipc",
 ]
