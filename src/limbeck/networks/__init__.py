@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from limbeck.errors import LimbeckError, unknown
+from limbeck.networks.adapters import LowRank, adapted, adapters, merged
 from limbeck.networks.attention import Attention, Processor, attend, attentions, exchange_processors
 from limbeck.networks.conditioning import Conditioning, LabelEmbedding, NoiseFeatures, sinusoids
 from limbeck.networks.contract import Condition, Network
@@ -52,17 +53,21 @@ __all__ = [
     "FeatureTap",
     "Heads",
     "LabelEmbedding",
+    "LowRank",
     "Network",
     "NoiseFeatures",
     "Processor",
     "ResidualMLP",
     "RngCapture",
     "UNet",
+    "adapted",
+    "adapters",
     "attend",
     "attentions",
     "build_network",
     "candidate_layers",
     "exchange_processors",
     "feature_shapes",
+    "merged",
     "sinusoids",
 ]

@@ -41,6 +41,7 @@ from limbeck.noise.times import (
     TimeLaw,
     Uniform,
     UniformInteger,
+    between,
 )
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "TrigFlow",
     "Uniform",
     "UniformInteger",
+    "between",
     "build_process",
     "check_decreasing",
     "ddpm_grid",

@@ -210,3 +210,14 @@ class InSigma:
 
     def __call__(self, u: Tensor) -> Tensor:
         return self.process.time_of(self.law(u)).clamp(self.process.t_min, self.process.t_max)
+
+
+def between(process: Process, u: Tensor, low: Tensor, high: Tensor, rho: float | None = 7.0) -> Tensor:
+    """Times (B,) between ``low`` and ``high`` (B,) of a process for uniform numbers u (B,), each sample in its own interval.
+
+    Karras' spacing of sigma = s/a with this rho, or (None) uniform in the process's time. ``high`` must have a signal left.
+    """
+    if rho is None:
+        return low + (high - low) * u.double()
+    least, most = (process.sigma(t) ** (1 / rho) for t in (low, high))
+    return process.time_of((least + (most - least) * u.double()) ** rho)

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,27 @@ Target = Callable[[int], Denoiser]  # the teacher at an iteration: fixed, or one
 
 @dataclass(frozen=True)
 class Sample:
-    """What a producer makes: x (B, ...), its conditions, and the noise level (B,) it is still at (None: clean)."""
+    """What a producer makes: x (B, ...), its conditions, and the noise level (B,) it is still at (None: clean).
+
+    ``x0``: the clean prediction that a noisy x was made with (None: x itself). ``low`` and ``high`` (B,): the times between
+    which its law is to be compared with the teacher's (None: all). All times are the process's own.
+    """
 
     x: Tensor
     cond: Cond | None = None
     level: Tensor | None = None
+    x0: Tensor | None = None
+    low: Tensor | None = None
+    high: Tensor | None = None
+
+    @property
+    def clean(self) -> Tensor:
+        """The clean prediction: x0, or x where x is clean."""
+        return self.x if self.x0 is None else self.x0
+
+    def detach(self) -> "Sample":
+        """The same without gradient."""
+        return replace(self, x=self.x.detach(), x0=None if self.x0 is None else self.x0.detach())
 
 
 @dataclass(frozen=True)
@@ -30,6 +46,7 @@ class Pull:
     logs: dict[str, Tensor] = field(default_factory=dict)
 
 
+@runtime_checkable
 class ScoreRule(Protocol):
     """Pulls a sample at the times t (B,) with the noise eps (shape of x)."""
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from limbeck.denoisers import Denoiser, guided, in_process
 from limbeck.errors import unknown
+from limbeck.losses import denoising_target
 from limbeck.noise import Process
 from limbeck.rules.contract import Pull, Sample, Target, fixed_target, input_gradient
 from limbeck.rules.matching import critic_lag
@@ -32,8 +33,9 @@ WEIGHTS: dict[str, Callable[[Tensor, Tensor, Process, Tensor], Tensor]] = {
 class ScoreIdentity:
     """The gradient of L = w(t) (D_T - D_F) . [(D_T - x) - alpha (D_T - D_F)], x_t = a x + s eps (SiD, arXiv 2404.04057).
 
-    Differentiated through x and through the inputs of both frozen networks; their parameters get no gradient.
-    alpha = 1 leaves w (D_T - D_F) . (D_F - x). ``guidance`` and ``critic_guidance`` are the w of teacher and critic
+    Differentiated through x and through the inputs of both frozen networks; their parameters get no gradient. alpha = 1
+    leaves w (D_T - D_F) . (D_F - x). Of an x at a noise level, D* of :func:`limbeck.losses.denoising_target` takes x's place
+    (the identity E <D_T - D_F, D_F - D*> = 0 is its). ``guidance`` and ``critic_guidance`` are the w of teacher and critic
     (long-short guidance: both > 1; Zero-CFG: critic 0). Logs: gap, critic_lag.
     """
 
@@ -61,10 +63,11 @@ class ScoreIdentity:
             teacher = guided(in_process(target, process), x_t, t, sample.cond, self.guidance)
             critic = guided(self.critic, x_t, t, sample.cond, self.critic_guidance)
             delta = teacher - critic
-            w = WEIGHTS[self.weight](x.detach(), teacher.detach(), process, t).to(x)
+            clean = denoising_target(process, x, x_t, eps, t, sample.level)
+            w = WEIGHTS[self.weight](sample.clean.detach(), teacher.detach(), process, t).to(x)
             logs["gap"] = delta.detach().square().mean().sqrt()
-            logs["critic_lag"] = critic_lag(x.detach(), critic.detach(), teacher.detach())
-            return (w * (delta * ((teacher - x) - self.alpha * delta)).flatten(1).sum(1)).sum()
+            logs["critic_lag"] = critic_lag(clean.detach(), critic.detach(), teacher.detach())
+            return (w * (delta * ((teacher - clean) - self.alpha * delta)).flatten(1).sum(1)).sum()
 
         gradient, _ = input_gradient(loss, sample.x, target, self.critic)
         return Pull(gradient, logs)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from limbeck.denoisers import Cond, Denoiser, guided, in_process
 from limbeck.errors import unknown
+from limbeck.losses import denoising_target
 from limbeck.noise import Process, spread
 from limbeck.rules.contract import Pull, Sample, Target, fixed_target
 
@@ -14,7 +15,7 @@ RatioWeight = Callable[[Tensor, Tensor, Cond | None], Tensor]  # h(r) (B,) at (x
 
 
 def _mean_abs(sample: Sample, teacher: Tensor, process: Process, t: Tensor) -> Tensor:
-    return 1 / ((sample.x.detach() - teacher).abs().flatten(1).mean(1).double() + 1e-6)
+    return 1 / ((sample.clean.detach() - teacher).abs().flatten(1).mean(1).double() + 1e-6)
 
 
 # what the difference D_F - D_T of the x0 predictions is multiplied with, (B,)
@@ -61,7 +62,8 @@ class DistributionMatching:
         scale = NORMALISERS[self.normaliser](sample, teacher, process, t)
         if self.ratio_weight is not None:
             scale = scale * self.ratio_weight(x_t, t, sample.cond)
-        logs = {"gap": delta.square().mean().sqrt(), "critic_lag": critic_lag(x, critic, teacher)}
+        clean = denoising_target(process, x, x_t, eps, t, sample.level)
+        logs = {"gap": delta.square().mean().sqrt(), "critic_lag": critic_lag(clean, critic, teacher)}
         return Pull(spread(scale, x) * delta, logs)
 
 

@@ -8,13 +8,15 @@ from limbeck.errors import unknown
 from limbeck.tasks.digit_features import DigitFeatures, digit_split, load_digit_features, load_digits
 from limbeck.tasks.features import image_features, whitened
 from limbeck.tasks.folder import Pictures, load_pictures
+from limbeck.tasks.named import imported
 from limbeck.tasks.own import OWN_OPTIONS, own_task, recorded
-from limbeck.tasks.task import Evaluator, Task, heun_sampler
-from limbeck.tasks.teacher import TeacherOptions, cached_teacher
+from limbeck.tasks.task import Evaluator, Figures, Reward, Task, heun_sampler
+from limbeck.tasks.teacher import TeacherOptions, cached_teacher, drop_conditions
 
 TASKS = {
     "digits": "limbeck.tasks.digits:digits",
     "photos": "limbeck.tasks.photos:photos",
+    "ring": "limbeck.tasks.ring:ring",
     "own": "limbeck.tasks.own:own_task_from_options",
 }
 
@@ -41,14 +43,18 @@ __all__ = [
     "TASKS",
     "DigitFeatures",
     "Evaluator",
+    "Figures",
     "Pictures",
+    "Reward",
     "Task",
     "TeacherOptions",
     "build_task",
     "cached_teacher",
     "digit_split",
+    "drop_conditions",
     "heun_sampler",
     "image_features",
+    "imported",
     "load_digit_features",
     "load_digits",
     "load_pictures",

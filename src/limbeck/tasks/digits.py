@@ -9,6 +9,7 @@ from limbeck.denoisers import Cond, Preconditioned
 from limbeck.networks import ResidualMLP
 from limbeck.noise import VE
 from limbeck.tasks.digit_features import load_digit_features, load_digits
+from limbeck.tasks.digit_rewards import DIGIT_REWARDS
 from limbeck.tasks.task import Evaluator, Task
 from limbeck.tasks.teacher import TeacherOptions, cached_teacher
 from limbeck.training import TensorSource
@@ -42,4 +43,6 @@ def digits(
     real = images.to(device, getattr(torch, dtype))
     evaluator = digits_evaluator(real, labels.to(device))
     placed = TensorSource(images.to(real.dtype), {"label": labels})
-    return Task("digits", model.to(real), placed, SHAPE, evaluator, SIGMA_DATA, network, facts=facts)
+    return Task(
+        "digits", model.to(real), placed, SHAPE, evaluator, SIGMA_DATA, network, facts=facts, rewards=dict(DIGIT_REWARDS)
+    )

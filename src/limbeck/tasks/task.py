@@ -17,6 +17,7 @@ from limbeck.training import Keyed, TensorSource
 
 Sampler = Callable[..., Tensor]  # (z standard normal (B, ...), cond, fresh noise of step i) -> x
 Figures = dict[str, float]
+Reward = Callable[[Tensor, Cond | None], Tensor]  # samples (B, ...) and their conditions -> (B,), higher is better
 EVALUATION_SEED = 2**31 - 1  # evaluation noise is its own stream, the same for every model
 
 
@@ -34,6 +35,10 @@ class Evaluator:
     cond: Cond | None = None
     accuracy: Callable[[Tensor, Cond], float] | None = None
     chunk: int = 1024
+    extra: Callable[[Tensor, Cond | None], Figures] | None = None
+    """More figures of samples x and their conditions."""
+    clamp: float | None = 1.0
+    """Images are judged in [-clamp, clamp], as they would be saved (None: as they are)."""
 
     @cached_property
     def reference(self) -> Tensor:
@@ -72,18 +77,18 @@ class Evaluator:
         return replace(self, cond=cond, count=count).sample(sampler)
 
     def __call__(self, sampler: Sampler, nfe: int) -> Figures:
-        """nfe, frechet, accuracy (nan where not known) and images per second of a sampler; images clamped to [-1, 1]."""
+        """nfe, frechet, accuracy (nan where not known), images per second and the extra figures of a sampler."""
         start = time.perf_counter()
         x = self.sample(sampler)
         seconds = time.perf_counter() - start
-        x = x.clamp(-1, 1)
-        accuracy = float("nan") if self.accuracy is None or self.cond is None else self.accuracy(x, self.cond)
-        return {
-            "nfe": nfe,
-            "frechet": float(frechet_distance(self._features(x), self.reference)),
-            "accuracy": accuracy,
-            "images_per_second": self.count / seconds,
-        }
+        return {"nfe": nfe, **self.judge(x, self.cond), "images_per_second": self.count / seconds}
+
+    def judge(self, x: Tensor, cond: Cond | None = None) -> Figures:
+        """frechet, accuracy and the extra figures of samples x (N, ...) that were asked for with ``cond``."""
+        x = x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
+        accuracy = float("nan") if self.accuracy is None or cond is None else self.accuracy(x, cond)
+        figures = {"frechet": float(frechet_distance(self._features(x), self.reference)), "accuracy": accuracy}
+        return figures if self.extra is None else {**figures, **self.extra(x, cond)}
 
     def noise_floor(self, repeats: int = 20) -> float:
         """Median Frechet distance of as many real images, drawn with replacement: what a perfect model would get."""
@@ -109,6 +114,10 @@ class Task:
     """The noise levels that the teacher's sampler goes through, lowest and highest."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What there is to say about the teacher: where it came from, how long it took."""
+    start: Any = None
+    """What students and critics start as copies of (None: the teacher): a network near a teacher that has none."""
+    rewards: dict[str, Reward] = field(default_factory=dict)
+    """What preference methods may maximise, by name."""
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Method options that suit the task better than the method's own defaults, by method."""
 

@@ -4,22 +4,23 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from limbeck.errors import LimbeckError, unknown
 from limbeck.training import checkpoints
 from limbeck.training.diagnostics import Watch
-from limbeck.training.method import Batch, Method, Role, Source, Step, Total, Update
+from limbeck.training.method import Batch, Method, Source, Step, Total, Update
+from limbeck.training.optimizers import Trained
 from limbeck.training.progress import Progress
 from limbeck.training.rng import restore_rng, rng_state
+from limbeck.training.signals import noted_signals
 from limbeck.training.tracking import Tracker
 
 Figures = dict[str, float]
@@ -59,30 +60,6 @@ class LoopOptions:
             )
 
 
-@dataclass
-class _Trained:
-    """A trained role with its parameters, captured once, and its optimizer."""
-
-    role: Role
-    names: list[str]
-    params: list[nn.Parameter]
-    optimizer: torch.optim.Optimizer = field(init=False)
-
-    def __post_init__(self):
-        options = self.role.optimizer
-        assert options is not None
-        common: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay}
-        if options.kind == "sgd":
-            self.optimizer = torch.optim.SGD(self.params, **common)
-            return
-        adams = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "radam": torch.optim.RAdam}
-        if options.kind not in adams:
-            raise unknown("optimizer", options.kind, [*adams, "sgd"])
-        if options.kind != "radam":
-            common["fused"] = True
-        self.optimizer = adams[options.kind](self.params, betas=options.betas, eps=options.eps, **common)
-
-
 class Loop:
     """Trains a method. Bitwise reproducible from (seed, options) and from any of its checkpoints on the same torch build.
 
@@ -112,14 +89,10 @@ class Loop:
         self.step, self.seconds, self.best_value = 0, 0.0, math.inf
         self.history: list[tuple[int, Figures]] = []
         self.messages: list[str] = []
-        self.trained: dict[str, _Trained] = {}
+        self.trained: dict[str, Trained] = {}
         for name, role in method.roles.items():
             if role.trained:
-                named = [(n, p) for n, p in role.module.named_parameters() if p.requires_grad]
-                if not named:
-                    raise LimbeckError(f"the role {name!r} is to be trained but none of its parameters requires a gradient")
-                role.module.train()
-                self.trained[name] = _Trained(role, [n for n, _ in named], [p for _, p in named])
+                self.trained[name] = Trained.of(name, role)
         self._signal: int | None = None
         self._restored = False
 
@@ -229,14 +202,7 @@ class Loop:
         """Everything the next iteration depends on: tensors by group and name, and JSON-able facts."""
         tensors: dict[str, dict[str, Tensor]] = {"rng": rng_state(), "method": self.method.state()}
         for name, trained in self.trained.items():
-            tensors[name] = dict(trained.role.module.state_dict())
-            if trained.role.ema is not None:
-                tensors[f"{name}.ema"] = dict(trained.role.ema.state_dict())
-            tensors[f"{name}.optimizer"] = {
-                f"{param}/{key}": torch.as_tensor(value)
-                for param, p in zip(trained.names, trained.params, strict=True)
-                for key, value in trained.optimizer.state[p].items()
-            }
+            tensors |= trained.tensors(name)
         best = None if math.isinf(self.best_value) else self.best_value
         facts = {
             "seconds": self.seconds,
@@ -253,17 +219,7 @@ class Loop:
         for name, trained in self.trained.items():
             if name not in tensors:
                 raise unknown("role in the checkpoint", name, [k for k in tensors if "." not in k])
-            trained.role.module.load_state_dict(tensors[name])
-            if trained.role.ema is not None:
-                trained.role.ema.load_state_dict(tensors[f"{name}.ema"])
-            state = tensors[f"{name}.optimizer"]
-            for param, p in zip(trained.names, trained.params, strict=True):
-                mine = {k.removeprefix(f"{param}/"): v for k, v in state.items() if k.rpartition("/")[0] == param}
-                # optimizers keep their step counter on the CPU unless they are fused
-                near = p.device if trained.optimizer.defaults.get("fused") else "cpu"
-                trained.optimizer.state[p] = {k: v.to(near if k == "step" else p.device) for k, v in mine.items()}
-                if not mine:
-                    del trained.optimizer.state[p]
+            trained.load(name, tensors)
         self.method.load_state(tensors["method"])
         self.step, self.seconds = checkpoint.step, float(checkpoint.meta["seconds"])
         self.best_value = math.inf if checkpoint.meta["best"] is None else checkpoint.meta["best"]
@@ -290,7 +246,7 @@ class Loop:
             tracker = Tracker(self.folder, self.tensorboard, resume_from=self.step if self._restored else None)
             if self.step == 0:
                 self.save()
-        with _signals(self._note_signal), Progress(title, total, self.step, self.quiet) as progress:
+        with noted_signals(self._note_signal), Progress(title, total, self.step, self.quiet) as progress:
             try:
                 while self.step < total:
                     start = time.perf_counter()
@@ -332,19 +288,3 @@ def _names(update: Update) -> tuple[str, ...]:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-@contextmanager
-def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM go to the handler inside; only the main thread may set handlers, elsewhere nothing changes."""
-    before: dict[int, Any] = {}
-    try:
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            before[signum.value] = signal.signal(signum, handler)
-    except ValueError:
-        pass
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)

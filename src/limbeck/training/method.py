@@ -77,10 +77,11 @@ class Role:
         self.module, self.optimizer = module, optimizer
         self.ema_options = ema
         self.ema: nn.Module | None = None
-        if ema is not None:
-            self.ema = copy.deepcopy(module).requires_grad_(False).eval()
         if optimizer is None:
             module.requires_grad_(False).eval()
+        if ema is not None:  # what is not trained is shared: adapters are averaged on one base
+            held = {id(p): p for p in module.parameters() if not p.requires_grad}
+            self.ema = copy.deepcopy(module, held).requires_grad_(False).eval()
 
     @property
     def trained(self) -> bool:
@@ -97,9 +98,8 @@ class Role:
         if self.ema is None or self.ema_options is None:
             return
         weight = 1 - self.ema_options.decay(k)
-        averages: list[Tensor] = [*self.ema.parameters()]
-        weights: list[Tensor] = [*self.module.parameters()]
-        torch._foreach_lerp_(averages, weights, weight)
+        pairs = [(e, w) for e, w in zip(self.ema.parameters(), self.module.parameters(), strict=True) if e is not w]
+        torch._foreach_lerp_([e for e, _ in pairs], [w for _, w in pairs], weight)
         for average, buffer in zip(self.ema.buffers(), self.module.buffers(), strict=True):
             average.copy_(buffer)
 

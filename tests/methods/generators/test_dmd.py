@@ -86,13 +86,18 @@ def test_the_gan_trains_the_roles_that_it_says(gan_on, tiny):
 
     def apply(update):
         update.loss.backward()
-        modules = {"student": method.student, "critic": method.critic, "discriminator": method.heads, "teacher": parts.teacher}
+        modules = {
+            "student": method.student,
+            "critic": method.critic,
+            "discriminator": method.adversary.heads,
+            "teacher": parts.teacher,
+        }
         touched.append({n for n, m in modules.items() if any(p.grad is not None for p in m.parameters())})
         for m in modules.values():
             m.zero_grad(set_to_none=True)
 
     found = tiny.yields(method, tiny.batch(method), apply)
-    assert method.watched is (method.critic if gan_on == "critic" else parts.teacher)
+    assert method.adversary.watched is (method.critic if gan_on == "critic" else parts.teacher)
     if gan_on == "critic":
         both = ("critic", "discriminator")
         assert roles(found) == ["student", both, both] and touched == [{"student"}, set(both), set(both)]
@@ -109,7 +114,7 @@ def test_the_gan_reaches_the_critics_weights_only_where_it_watches_the_critic(ti
         _, update = tiny.yields(method, at)
         alone = tiny.make("dmd")
         _, plain = tiny.yields(alone, at)
-        gan = method.discriminator_loss(at, method.produce(at, 0).x.detach())[0]
+        gan = method.adversary.loss(at, method.produce(at, 0).detach())[0]
         torch.testing.assert_close(update.loss, plain.loss + weight * gan, rtol=1e-12, atol=0)
 
 
@@ -131,10 +136,10 @@ def test_the_gans_gradient_is_that_of_its_loss(gan_on, tiny):
     at = tiny.batch(method, size=3)
     x, eps = method.produce(at, 0).x.detach(), method.normal(at, "gan noise")
     t = torch.tensor([0.3, 1.0, 2.0], dtype=F64)
-    got = method.gan_gradient(Sample(x, at.cond), t, eps)
+    got = method.adversary.gradient(Sample(x, at.cond), t, eps)
 
     def loss(y):
-        return float(generator_loss(method.logits(y + t[:, None] * eps, t, at.cond)).detach()) * y.numel()
+        return float(generator_loss(method.adversary.logits(y + t[:, None] * eps, t, at.cond)).detach()) * y.numel()
 
     numeric, h = torch.zeros_like(x), 1e-5
     for i in range(x.numel()):
@@ -143,7 +148,7 @@ def test_the_gans_gradient_is_that_of_its_loss(gan_on, tiny):
         numeric.view(-1)[i] = (loss(x + move.view_as(x)) - loss(x - move.view_as(x))) / (2 * h)
     torch.testing.assert_close(got, numeric, rtol=1e-6, atol=1e-8)
     assert float(got.abs().max()) > 1e-4
-    trained = [*method.heads.parameters(), *method.critic.parameters()]
+    trained = [*method.adversary.heads.parameters(), *method.critic.parameters()]
     assert all(p.grad is None and p.requires_grad for p in trained)  # taken at once, and nothing stays frozen
 
 
@@ -161,10 +166,10 @@ def test_real_and_fake_have_times_and_noises_of_their_own(tiny):
     method = tiny.make("dmd", gan_weight=0.5)
     at = tiny.batch(method)
     seen = []
-    logits = method.logits
-    method.logits = lambda x_t, t, cond: (seen.append((x_t, t)), logits(x_t, t, cond))[1]
+    logits = method.adversary.logits
+    method.adversary.logits = lambda x_t, t, cond: (seen.append((x_t, t)), logits(x_t, t, cond))[1]
     fake = torch.zeros(6, 2, dtype=F64)
-    loss, logs = method.discriminator_loss(at, fake)
+    loss, logs = method.adversary.loss(at, Sample(fake, at.cond))
     (x_fake, t_fake), (x_real, t_real) = seen
     assert not torch.isclose(t_fake, t_real).any()
     noises = x_fake / t_fake[:, None], (x_real - at.x) / t_real[:, None]
@@ -196,7 +201,7 @@ def test_a_layer_that_is_not_there(tiny):
     with pytest.raises(LimbeckError, match=r"no layer 'network.block.0': there are network.blocks.0"):
         tiny.make("dmd", gan_weight=0.1, gan_features=("network.block.0",))
     method = tiny.make("dmd", gan_weight=0.1, gan_features=("network.blocks.1",))
-    assert list(method.heads.shapes) == ["network.blocks.1"]
+    assert list(method.adversary.heads.shapes) == ["network.blocks.1"]
 
     class Foreign(nn.Module):  # a network that says nothing of its layers
         def __init__(self):

@@ -1,20 +1,20 @@
 """What the few-step generators share: their ingredients, a student that is a rollout of a denoiser, and its sampler."""
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.denoisers import Cond
-from limbeck.errors import LimbeckError
-from limbeck.networks import Heads, candidate_layers, feature_shapes
+from limbeck.errors import LimbeckError, unknown
+from limbeck.networks import Heads, adapted, candidate_layers, feature_shapes
 from limbeck.noise import Process
 from limbeck.rules import Sample
 from limbeck.samplers import Rollout
-from limbeck.tasks import Task
+from limbeck.tasks import Reward, Task, imported
 from limbeck.training import Batch, Method
 
 
@@ -23,7 +23,8 @@ class Ingredients:
     """What a task gives a method: the teacher, the shape of a sample, and what the data can do.
 
     ``example``: one small batch of data in the data's range, with its conditions. ``images``: is there real data for
-    training? ``network``: makes a new network F for students that do not start from the teacher.
+    training? ``network``: makes a new network F for students that do not start from the teacher. ``start``: what students
+    and critics start as copies of (None: the teacher). ``rewards``: what preference methods may maximise, by name.
     """
 
     teacher: Any
@@ -33,6 +34,21 @@ class Ingredients:
     images: bool = False
     sigma_data: float = 0.5
     network: Callable[[], nn.Module] | None = None
+    start: Any = None
+    rewards: Mapping[str, Reward] = field(default_factory=dict)
+
+    @property
+    def begin(self) -> Any:
+        """What students and critics start as copies of."""
+        return self.teacher if self.start is None else self.start
+
+    def rewarded(self, name: str) -> Reward:
+        """The reward of that name: one of the task's, or your own function as MODULE:NAME. Raises LimbeckError."""
+        if name in self.rewards:
+            return self.rewards[name]
+        if ":" in name:
+            return imported(name, "reward")
+        raise unknown("reward", name, [*self.rewards, "MODULE:FUNCTION (your own)"])
 
 
 def make_method(cls: type["Generator"], options: Any, task: Task, seed: int) -> "Generator":
@@ -44,17 +60,27 @@ def make_method(cls: type["Generator"], options: Any, task: Task, seed: int) -> 
     example = real[rows] if x is None else x.to(real)
     placed = None if cond is None else {name: value.to(real.device) for name, value in cond.items()}
     parts = Ingredients(task.teacher, task.shape, example, placed, x is not None, task.sigma_data, task.network)
+    parts = replace(parts, start=task.start, rewards=task.rewards)
     return cls(parts, options)
 
 
-def trained_copy(teacher: object) -> Any:
-    """A copy of the teacher to be trained. Raises LimbeckError where the teacher is no module with parameters."""
+def trained_copy(teacher: object, rank: int = 0, alpha: float | None = None, layers: Sequence[str] = ()) -> Any:
+    """A copy of the teacher to be trained: all of it, or (rank > 0) low-rank adapters on its own, shared weights.
+
+    Raises LimbeckError where the teacher is no module with parameters.
+    """
     if not isinstance(teacher, nn.Module) or not any(True for _ in teacher.parameters()):
         raise LimbeckError(
             f"students and critics start as copies of the teacher, but a {type(teacher).__name__} has no parameters to train; "
             "give the task a student network, or wrap your network in limbeck.denoisers.Preconditioned"
         )
-    return copy.deepcopy(teacher).requires_grad_(True)
+    return adapted(teacher, rank, alpha, layers) if rank else copy.deepcopy(teacher).requires_grad_(True)
+
+
+def first_rows(parts: Ingredients, rows: int = 2) -> tuple[Tensor, Cond | None]:
+    """The first rows of the example and their conditions, to try a network on."""
+    cond = None if parts.cond is None else {name: value[:rows] for name, value in parts.cond.items()}
+    return parts.example[:rows], cond
 
 
 def check_guidance(teacher: Any, *scales: float) -> None:
@@ -66,8 +92,7 @@ def check_guidance(teacher: Any, *scales: float) -> None:
 
 def discriminator_on(watched: Any, parts: Ingredients, layers: tuple[str, ...]) -> Heads:
     """New heads on the named layers of a denoiser; none named: those that its network calls ``feature_layers``."""
-    x = parts.example[:2]
-    cond = None if parts.cond is None else {name: value[:2] for name, value in parts.cond.items()}
+    x, cond = first_rows(parts)
     t = watched.process.time_of(torch.full((len(x),), 0.5, dtype=torch.float64, device=x.device))
     if not layers:
         chosen = getattr(getattr(watched, "network", None), "feature_layers", ())
@@ -81,8 +106,16 @@ def discriminator_on(watched: Any, parts: Ingredients, layers: tuple[str, ...]) 
 class Generator(Method):
     """A student denoiser and its rollout over noise levels. Subclasses add roles and ``step``."""
 
-    def __init__(self, parts: Ingredients, sigmas: tuple[float, ...], student: nn.Module | None = None):
-        self.student: Any = trained_copy(parts.teacher) if student is None else student
+    def __init__(
+        self,
+        parts: Ingredients,
+        sigmas: tuple[float, ...],
+        student: nn.Module | None = None,
+        *,
+        renoise: str = "fresh",
+        begin: str = "noise",
+    ):
+        self.student: Any = trained_copy(parts.begin) if student is None else student
         process: Any = self.student.process
         self.process: Process = process
         self.shape, self.sigma_data = parts.shape, parts.sigma_data
@@ -93,14 +126,14 @@ class Generator(Method):
                 f"the student's noise levels {sigmas} leave the schedule of the {type(self.process).__name__} process, "
                 f"whose times go from {low:g} to {high:g}; choose levels inside"
             )
-        self.rollout = Rollout(self.process, tuple(self.times.tolist()))
+        self.rollout = Rollout(self.process, tuple(self.times.tolist()), renoise, start=begin)
 
     def normal(self, batch: Batch, stream: str) -> Tensor:
         """Standard normal noise (B, *shape), keyed by sample, in the student's dtype."""
         return batch.noise.normal(stream, self.shape, next(self.student.parameters()).dtype)
 
-    def produce(self, batch: Batch, grad_step: int) -> Sample:
-        """Samples of the student whose step ``grad_step`` carries the gradient (earlier steps none)."""
+    def produce(self, batch: Batch, grad_step: int | None) -> Sample:
+        """Samples of the student whose step ``grad_step`` carries the gradient (earlier steps none; None: all steps do)."""
         z = self.normal(batch, "z")
         noise = lambda i: self.normal(batch, f"renoise {i}")  # noqa: E731
         return Sample(self.rollout(self.student, z, batch.cond, noise=noise, grad_step=grad_step).x, batch.cond)
@@ -108,7 +141,7 @@ class Generator(Method):
     def sampler(self, ema: bool = True, steps: int | None = None) -> Callable[..., Tensor]:
         """The student as (z (B, ...) standard normal, cond, fresh noise of step i) -> x, with its first ``steps`` steps."""
         denoiser: Any = self.roles["student"].best if ema else self.student
-        rollout = self.rollout if steps is None else Rollout(self.process, tuple(self.times[:steps].tolist()))
+        rollout = self.rollout if steps is None else replace(self.rollout, times=tuple(self.times[:steps].tolist()))
 
         @torch.no_grad()
         def sample(z: Tensor, cond: Cond | None = None, noise: Callable[[int], Tensor] | None = None) -> Tensor:

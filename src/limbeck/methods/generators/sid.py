@@ -19,41 +19,26 @@ well separated modes, so expect SiD to miss mode weights that distribution match
 
 import warnings
 from dataclasses import dataclass
+from typing import Literal
 
-import torch
-
-from limbeck.denoisers import ClassifierFree, check_denoiser
+from limbeck.denoisers import check_denoiser
 from limbeck.errors import LimbeckError
-from limbeck.losses import denoising_loss
-from limbeck.methods.generators.generator import Generator, Ingredients, check_guidance, trained_copy
-from limbeck.noise import InSigma, Karras, LogNormal
-from limbeck.rules import ScoreIdentity, surrogate
-from limbeck.training import Batch, EmaOptions, OptimizerOptions, Role, Step, Update
-from limbeck.training.diagnostics import diversity
+from limbeck.methods.generators.generator import Ingredients, first_rows
+from limbeck.methods.generators.score import ScoreDistillation, ScoreOptions
+from limbeck.rules import ScoreIdentity
+from limbeck.training import EmaOptions, OptimizerOptions
 
 
 @dataclass(frozen=True)
-class SiDOptions:
-    """Options of SiD. The defaults are what works on the digits."""
+class SiDOptions(ScoreOptions):
+    """Options of SiD: those of all score methods, alpha and the weight. The defaults are what works on the digits."""
 
     iterations: int = 1200
     batch: int = 64
     student: OptimizerOptions = OptimizerOptions(lr=5e-4, warmup=20, decay="cosine", clip=1.0)
     critic: OptimizerOptions = OptimizerOptions(lr=1e-3, warmup=20, decay="cosine", clip=1.0)
-    ema: EmaOptions = EmaOptions("inverse", 0.05)
-    sigmas: tuple[float, ...] = (2.5,)
-    """Noise levels sigma of the student's steps, decreasing; one level: a one-step generator."""
     alpha: float = 1.2
     weight: str = "sid"
-    guidance: float = 1.0
-    critic_guidance: float = 1.0
-    critic_training_guidance: float = 1.0
-    score_low: float = 0.1
-    score_high: float = 5.0
-    """(1) is taken at Karras levels (rho 7) of sigma in [score_low, score_high]."""
-    critic_mean: float = -0.6
-    critic_std: float = 1.4
-    critic_weight: str = "edm"
 
 
 _PAPER = OptimizerOptions(lr=1e-5, betas=(0.0, 0.999))
@@ -70,51 +55,22 @@ PRESETS = {
 }  # fmt: skip
 
 
-class SiD(Generator):
+class SiD(ScoreDistillation):
     """See the module. The teacher must let gradients through to its input."""
 
+    order: Literal["student", "critic"] = "critic"
+
     def __init__(self, parts: Ingredients, options: SiDOptions = PRESETS["recommended"]):
-        super().__init__(parts, options.sigmas)
-        check_denoiser(parts.teacher, parts.example[:2], _first(parts.cond), gradients=True)
+        check_denoiser(parts.teacher, *first_rows(parts), gradients=True)
         if not 0.5 <= options.alpha <= 1.5:
             warnings.warn(f"alpha={options.alpha:g} lies outside [0.5, 1.5], where SiD was found to work", stacklevel=2)
         if options.critic_guidance == 0 and options.guidance != 1:
             raise LimbeckError(f"Zero-CFG (critic_guidance 0) wants an unguided teacher, not guidance {options.guidance:g}")
-        check_guidance(parts.teacher, options.guidance, options.critic_guidance, options.critic_training_guidance)
-        self.options, self.draws = options, 2
-        self.critic = trained_copy(parts.teacher)
-        self.roles = {
-            "teacher": Role(parts.teacher),
-            "student": Role(self.student, options.student, options.ema),
-            "critic": Role(self.critic, options.critic),
-        }
-        self.score_times = InSigma(Karras(options.score_low, options.score_high), self.process)
-        self.critic_times = InSigma(LogNormal(options.critic_mean, options.critic_std), self.process)
-        self.rule = ScoreIdentity(
+        super().__init__(parts, options)  # critic (2), its guidance (3)
+        self.rule = ScoreIdentity(  # (1), (3)
             parts.teacher, self.critic, alpha=options.alpha, weight=options.weight,
             guidance=options.guidance, critic_guidance=options.critic_guidance,
         )  # fmt: skip
-
-    def step(self, batch: Batch) -> Step:
-        o = self.options
-        k = batch.noise.shared_randint("step", 0, len(self.times))
-        with torch.no_grad():
-            fake = self.produce(batch, grad_step=k)
-        t, eps = self.critic_times(batch.noise.uniform("critic time")), self.normal(batch, "critic noise")
-        critic = self.critic if o.critic_training_guidance == 1 else ClassifierFree(self.critic, o.critic_training_guidance)
-        yield Update(  # (2), (3)
-            "critic",
-            denoising_loss(critic, fake.x, t, eps, fake.cond, weight=o.critic_weight, sigma_data=self.sigma_data),
-        )
-        fresh = batch.draw(1)
-        sample = self.produce(fresh, grad_step=k)
-        t, eps = self.score_times(fresh.noise.uniform("score time")), self.normal(fresh, "score noise")
-        pull = self.rule(sample, t, eps, batch.step)  # (1)
-        yield Update("student", surrogate(sample.x, pull.gradient), {**pull.logs, "diversity": diversity(sample.x)})
-
-
-def _first(cond):
-    return None if cond is None else {name: value[:2] for name, value in cond.items()}
 
 
 METHOD, OPTIONS = SiD, SiDOptions

@@ -1,0 +1,58 @@
+"""The adversarial term of score methods: a discriminator that reads the features of a denoiser at noised samples (DMD2)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.denoisers import Cond
+from limbeck.losses import discriminator_loss, generator_loss, logit_accuracy, r1_finite_difference
+from limbeck.networks import FeatureTap
+from limbeck.noise import TimeLaw
+from limbeck.rules import Sample, input_gradient
+from limbeck.training import Batch
+
+
+class Adversary:
+    """(1) L_D = softplus(l(x_t^fake)) + softplus(-l(x_t^real)),  (2) L_G = softplus(-l(x_t)), l = log p_real / p_fake.
+
+    ``watched``: the denoiser whose layers ``heads`` read: the frozen teacher, or the critic, which is then trained on (1) too.
+    ``times``: the law at which real and fake are compared, each at a time and noise of its own; ``normal`` (batch, stream)
+    draws noise; ``r1``: weight of the finite-difference R1 penalty on real samples.
+    """
+
+    def __init__(self, watched: Any, heads: nn.Module, times: TimeLaw, normal: Callable[[Batch, str], Tensor], r1: float = 0.0):
+        self.watched, self.heads, self.times, self.normal, self.r1 = watched, heads, times, normal, r1
+        self.process = watched.process
+
+    def logits(self, x_t: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
+        """l at (x_t, t, c), (B, heads)."""
+        with FeatureTap(self.watched, list(self.heads.shapes)) as tap:  # type: ignore[arg-type]
+            self.watched(x_t, t, cond)
+        return self.heads(tap.features)
+
+    def gradient(self, sample: Sample, t: Tensor, eps: Tensor) -> Tensor:
+        """Gradient of (2) for the sum over elements of x, like a pull's."""
+
+        def loss(x: Tensor) -> Tensor:
+            x_t = self.process.diffuse(x, eps, t, sample.level)
+            return generator_loss(self.logits(x_t, t, sample.cond)) * x.numel()
+
+        return input_gradient(loss, sample.x, self.watched, self.heads)[0]
+
+    def loss(self, batch: Batch, fake: Sample) -> tuple[Tensor, dict[str, Tensor]]:
+        """(1) on the batch's images and the sample, with logs: logit_accuracy."""
+        assert batch.x is not None
+        logits = {}
+        for name, of in (("fake", fake), ("real", Sample(batch.x, batch.cond))):
+            t = self.times(batch.noise.uniform(f"{name} time"))
+            if of.level is not None:
+                t = torch.maximum(t, of.level * (1 + 1e-6))
+            x_t = self.process.diffuse(of.x.detach(), self.normal(batch, f"{name} noise"), t, of.level)
+            logits[name] = self.logits(x_t, t, batch.cond)
+        loss = discriminator_loss(logits["real"], logits["fake"])
+        if self.r1 > 0:
+            of_real = lambda y: self.logits(y, t, batch.cond)  # noqa: E731
+            loss = loss + self.r1 * r1_finite_difference(of_real, x_t, self.normal(batch, "r1 noise"))
+        return loss, {"logit_accuracy": logit_accuracy(logits["real"].detach(), logits["fake"].detach())}

@@ -1,0 +1,254 @@
+"""Score distillation: a student, a critic that learns the score of its samples, and a rule that says where they should move.
+
+One iteration is one update of the student and ``critic_steps`` updates of the critic, in either order. What a system adds is
+composed: a producer of samples, a rule, a target (the teacher, or one that changes with the step), an adversary.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.denoisers import ClassifierFree, Cond, Denoiser
+from limbeck.errors import LimbeckError
+from limbeck.losses import denoising_loss
+from limbeck.methods.generators.adversary import Adversary
+from limbeck.methods.generators.generator import Generator, Ingredients, check_guidance, discriminator_on, trained_copy
+from limbeck.noise import InSigma, Karras, LogNormal, between
+from limbeck.rules import Sample, ScoreRule, surrogate
+from limbeck.tasks import drop_conditions
+from limbeck.training import Batch, EmaOptions, OptimizerOptions, Role, Step, Update
+from limbeck.training.diagnostics import diversity
+
+Producer = Callable[[Any, Batch, int], Sample]  # (method, batch, which draw of the iteration) -> samples with a gradient
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """What all score methods take. The defaults are what works on the digits."""
+
+    iterations: int = 1100
+    batch: int = 128
+    student: OptimizerOptions = OptimizerOptions(lr=1e-3, warmup=20, decay="cosine", clip=1.0)
+    critic: OptimizerOptions = OptimizerOptions(lr=2e-3, warmup=20, decay="cosine", clip=1.0)
+    ema: EmaOptions = EmaOptions("inverse", 0.05)
+    sigmas: tuple[float, ...] = (2.5,)
+    """Noise levels sigma of the student's steps, decreasing; one level: a one-step generator."""
+    renoise: Literal["fresh", "fixed", "ode"] = "fresh"
+    """The noise between two steps: new, the first one again, or the one that the step implies (deterministic)."""
+    begin: Literal["noise", "unit"] = "noise"
+    """The first input: s(t_0) z, or z itself (models that begin with N(0, I) where s < 1)."""
+    match: Literal["uniform", "final"] = "uniform"
+    """Train one step at a time, drawn uniformly, on the output of the steps before it; or the last step through the chain."""
+    critic_steps: int = 1
+    """Critic updates per student update."""
+    guidance: float = 1.0
+    """w of the teacher."""
+    guidance_high: float | None = None
+    """w ~ U(guidance, guidance_high), drawn per sample (None: fixed)."""
+    guidance_random: Literal["teacher", "critic", "both"] = "both"
+    """Whose w a random w is."""
+    critic_guidance: float = 1.0
+    """w of the critic where the rule asks it."""
+    critic_training_guidance: float = 1.0
+    """w of the critic in its own loss."""
+    critic_drop: float = 0.0
+    """Share of samples on which the critic is trained without their condition."""
+    score_low: float = 0.1
+    score_high: float = 5.0
+    """Scores are compared at Karras levels (rho 7) of sigma in [score_low, score_high]."""
+    critic_mean: float = -0.6
+    critic_std: float = 1.4
+    """The critic learns at ln sigma ~ N(critic_mean, critic_std^2)."""
+    critic_weight: str = "edm"
+    student_rank: int = 0
+    critic_rank: int = 0
+    """Rank of low-rank adapters on the shared frozen base (0: all weights are trained)."""
+    adapter_alpha: float | None = None
+    """alpha of the adapters (None: their rank)."""
+    gan_weight: float = 0.0
+    """lambda of the adversarial term; 0 switches it off."""
+    gan_critic_weight: float = 1.0
+    """Weight of the discriminator's loss where it also trains the critic."""
+    gan_on: Literal["teacher", "critic"] = "teacher"
+    gan_time: Literal["own", "shared"] = "own"
+    """The student's adversarial term at a time of its own, or at the very point of the score difference."""
+    gan_features: tuple[str, ...] = ()
+    """Names of the tapped layers (empty: the network's own choice)."""
+    gan_r1: float = 0.0
+    """Weight of the finite-difference R1 penalty."""
+    gan_after: int = 0
+    """Iterations before the adversarial term acts on the student."""
+    student_after: int = 0
+    """Iterations in which critic and discriminator alone are trained."""
+    discriminator: OptimizerOptions = OptimizerOptions(lr=1e-3, warmup=20, decay="cosine", clip=1.0)
+
+    def __post_init__(self):
+        if self.critic_steps < 1:
+            raise LimbeckError(f"critic_steps={self.critic_steps}: the critic needs at least 1 update per student update")
+        if self.guidance_high is not None and not 0 <= self.guidance <= self.guidance_high:
+            raise LimbeckError(f"a random guidance needs 0 <= low <= high, not U({self.guidance:g}, {self.guidance_high:g})")
+
+
+def uniform_steps(method: "Generator", batch: Batch, call: int) -> Sample:
+    """The output of one step k ~ U{0..K-1}, the same for the whole batch, on what steps 0..k-1 made without gradient."""
+    return method.produce(batch, batch.noise.shared_randint("step", 0, len(method.times), call=call))
+
+
+def whole_chain(method: "Generator", batch: Batch, call: int) -> Sample:
+    """The output of the last step, differentiable through all of them."""
+    return method.produce(batch, None)
+
+
+class ScoreDistillation(Generator):
+    """See the module. A subclass gives ``self.rule``; ``order``: who is updated first.
+
+    ``critic``: what the critic starts as (None: a copy of what the student starts as). Raises LimbeckError for guidance without
+    a null condition and for an adversary without images.
+    """
+
+    order: Literal["student", "critic"] = "student"
+    rule: ScoreRule
+
+    def __init__(
+        self,
+        parts: Ingredients,
+        options: Any,
+        *,
+        student: nn.Module | None = None,
+        critic: nn.Module | None = None,
+        producer: Producer | None = None,
+    ):
+        o: ScoreOptions = options
+        if student is None:
+            student = trained_copy(parts.begin, o.student_rank, o.adapter_alpha)
+        super().__init__(parts, o.sigmas, student, renoise=o.renoise, begin=o.begin)
+        scales = [
+            o.guidance,
+            o.critic_guidance,
+            o.critic_training_guidance,
+            1.0 if o.guidance_high is None else o.guidance_high,
+        ]
+        check_guidance(parts.teacher, *scales)
+        self.options, self.draws = o, o.critic_steps + (self.order == "critic")
+        self.teacher: Denoiser = parts.teacher
+        self.critic: Any = trained_copy(parts.begin, o.critic_rank, o.adapter_alpha) if critic is None else critic
+        self.producer = producer or (uniform_steps if o.match == "uniform" else whole_chain)
+        self.roles = {
+            "teacher": Role(parts.teacher),
+            "student": Role(self.student, o.student, o.ema),
+            "critic": Role(self.critic, o.critic),
+        }
+        self.score_times = InSigma(Karras(o.score_low, o.score_high), self.process)
+        self.critic_times = InSigma(LogNormal(o.critic_mean, o.critic_std), self.process)
+        self.adversary: Adversary | None = None
+        if o.gan_weight > 0:
+            if not parts.images:
+                raise LimbeckError("gan_weight > 0 needs real images for the discriminator; give data or set gan_weight to 0")
+            watched = self.critic if o.gan_on == "critic" else parts.teacher
+            heads = discriminator_on(watched, parts, o.gan_features)
+            self.adversary = Adversary(watched, heads, self.critic_times, self.normal, o.gan_r1)
+            self.roles["discriminator"] = Role(heads, o.discriminator)
+
+    def step(self, batch: Batch) -> Step:
+        o, waiting = self.options, batch.step < self.options.student_after
+        sample: Sample | None = None
+        if self.order == "student" and not waiting:
+            sample = yield from self.student_update(batch)
+        for i in range(o.critic_steps):
+            part = batch.draw(i)
+            if i > 0 or sample is None:
+                with torch.no_grad():
+                    sample = self.producer(self, part, i)
+            yield from self.critic_update(part, sample.detach())
+        if self.order == "critic" and not waiting:
+            yield from self.student_update(batch.draw(o.critic_steps))
+
+    def student_update(self, batch: Batch) -> Any:
+        """Yields the student's update; returns the sample."""
+        o = self.options
+        sample = self.producer(self, batch, 0)
+        t, eps = self.score_time(batch, sample), self.normal(batch, "score noise")
+        pull = self.guided_rule(batch)(sample, t, eps, batch.step)
+        gradient, logs = pull.gradient, {**pull.logs, "diversity": diversity(sample.x)}
+        if self.adversary is not None and batch.step >= o.gan_after:
+            if o.gan_time == "own":
+                t, eps = self.adversary_time(batch, sample), self.normal(batch, "gan noise")
+            gradient = gradient + o.gan_weight * self.adversary.gradient(sample, t, eps)
+        yield Update("student", surrogate(self.anchor(sample), gradient), logs)
+        return sample
+
+    def critic_update(self, batch: Batch, sample: Sample) -> Step:
+        """Yields the updates of the critic, and of the discriminator where there is one, on a sample."""
+        loss = self.critic_loss(batch, sample)
+        if self.adversary is None:
+            yield Update("critic", loss)
+            return
+        gan, logs = self.adversary.loss(batch, sample)
+        if self.options.gan_on == "critic":
+            yield Update(("critic", "discriminator"), loss + self.options.gan_critic_weight * gan, logs)
+        else:
+            yield Update("critic", loss)
+            yield Update("discriminator", gan, logs)
+
+    def critic_loss(self, batch: Batch, sample: Sample) -> Tensor:
+        """Denoising of the sample, exact where it is at a noise level."""
+        o = self.options
+        t, eps = self.critic_time(batch, sample), self.normal(batch, "critic noise")
+        k1 = o.critic_training_guidance
+        critic = self.critic if k1 == 1 else ClassifierFree(self.critic, k1)
+        cond = self.critic_condition(batch, sample.cond)
+        return denoising_loss(
+            critic, sample.x, t, eps, cond, weight=o.critic_weight, sigma_data=self.sigma_data, level=sample.level
+        )
+
+    # -- what systems change ------------------------------------------------------------------------------------------
+
+    def anchor(self, sample: Sample) -> Tensor:
+        """What the pull moves: the sample itself."""
+        return sample.x
+
+    def critic_condition(self, batch: Batch, cond: Cond | None) -> Cond | None:
+        """The conditions that the critic is trained with."""
+        if self.options.critic_drop == 0:
+            return cond
+        return drop_conditions(cond, self.critic.null, batch.noise.uniform("critic drop") < self.options.critic_drop)
+
+    def guided_rule(self, batch: Batch) -> ScoreRule:
+        """The rule, with this batch's guidance where it is random."""
+        o = self.options
+        if o.guidance_high is None:
+            return self.rule
+        rule: Any = copy.copy(self.rule)
+        w = o.guidance + (o.guidance_high - o.guidance) * batch.noise.uniform("guidance")
+        if o.guidance_random != "critic":
+            rule.guidance = w
+        if o.guidance_random != "teacher":
+            rule.critic_guidance = w
+        return rule
+
+    # -- times --------------------------------------------------------------------------------------------------------
+
+    def score_time(self, batch: Batch, sample: Sample) -> Tensor:
+        """Where the scores are compared, (B,): Karras levels, within the sample's own window where it has one."""
+        return self._within(batch.noise.uniform("score time"), sample, self.score_times)
+
+    def critic_time(self, batch: Batch, sample: Sample) -> Tensor:
+        """Where the critic learns, (B,)."""
+        return self._within(batch.noise.uniform("critic time"), sample, self.critic_times)
+
+    def adversary_time(self, batch: Batch, sample: Sample) -> Tensor:
+        """Where the student's adversarial term is taken, (B,), if at a time of its own."""
+        return self._within(batch.noise.uniform("gan time"), sample, self.critic_times)
+
+    def _within(self, u: Tensor, sample: Sample, law: Callable[[Tensor], Tensor]) -> Tensor:
+        if sample.low is None and sample.high is None:
+            return law(u)
+        o = self.options
+        edges = self.process.time_of(torch.tensor([o.score_low, o.score_high], dtype=torch.float64, device=u.device))
+        low = edges[0].expand_as(u) if sample.low is None else torch.maximum(sample.low, edges[0])
+        high = edges[1].expand_as(u) if sample.high is None else torch.minimum(sample.high, edges[1])
+        return between(self.process, u, low, torch.maximum(high, low))

@@ -1,0 +1,23 @@
+"""SIGINT and SIGTERM as a note to the loop, which stops between two iterations."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+
+@contextmanager
+def noted_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM go to the handler inside; only the main thread may set handlers, elsewhere nothing changes."""
+    before: dict[int, Any] = {}
+    try:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            before[signum.value] = signal.signal(signum, handler)
+    except ValueError:
+        pass
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
