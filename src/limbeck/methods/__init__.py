@@ -44,8 +44,8 @@ METHODS: dict[str, Entry] = {
             input_gradients=True, networks="teacher, student, critic",
         ),
         Entry(
-            "ict", "Consistency training (iCT, CT) and distillation (CD)", "2310.14189", 2023, f"{_GENERATORS}.ict",
-            ("ct", "cd"), data="needed", networks="student (+ target, teacher)",
+            "ict", "Consistency training (iCT, CT, ECT) and distillation (CD)", "2310.14189", 2023, f"{_GENERATORS}.ict",
+            ("ct", "cd", "ect"), data="needed", networks="student (+ target, teacher)",
         ),
         Entry(
             "gaussian-score", "Analytical teleportation with the Gaussian score", "2412.09726", 2024, "",

@@ -10,6 +10,7 @@ from limbeck.noise import RectifiedFlow
 from limbeck.training.checkpoints import load
 
 F64 = torch.float64
+CT = {"target": "ema", "distance": "l2", "weight": "one", "curriculum": "growing", "s0": 2}
 VARIANTS = {
     "dmd": ("dmd", {}),
     "dmd steps": ("dmd", {"sigmas": (5.0, 1.0, 0.2), "critic_steps": 2}),
@@ -17,8 +18,9 @@ VARIANTS = {
     "dmd gan on critic": ("dmd", {"gan_weight": 0.1, "gan_on": "critic", "gan_time": "shared"}),
     "sid": ("sid", {"sigmas": (5.0, 1.0)}),
     "ict": ("ict", {}),
-    "ct": ("ict", {"target": "ema", "distance": "l2", "law": "uniform", "weight": "one", "curriculum": "growing", "s0": 2}),
-    "cd": ("ict", {"target": "ema", "distance": "l2", "path": "teacher", "start": "teacher", "curriculum": "growing", "s0": 2}),
+    "ct": ("ict", {**CT, "law": "uniform"}),
+    "cd": ("ict", {**CT, "path": "teacher", "start": "teacher"}),
+    "ect": ("ict", {"schedule": "ect", "start": "teacher", "c": 0.0, "double": 4}),
 }
 
 
