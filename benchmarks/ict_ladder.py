@@ -26,7 +26,7 @@ LADDER: tuple[tuple[str, dict[str, Any]], ...] = (
     ("+ pseudo-Huber", {"distance": "pseudo_huber"}),
     ("+ lognormal levels", {"law": "lognormal"}),
     ("+ weight 1 / dt", {"weight": "inverse_gap"}),
-    ("+ doubling grid", {"curriculum": "doubling", "s0": 4, "s1": 64}),
+    ("+ doubling grid", {"curriculum": "doubling", "s0": 4, "s1": 32}),
 )
 BESIDE = ("cd", "ect")
 FIGURES = ("1 step frechet", "1 step accuracy", "2 steps frechet", "2 steps accuracy", "seconds")

@@ -1,5 +1,9 @@
 """Every gate of the claim of consistency training passes good figures and fails bad ones."""
 
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from limbeck.claims.generators import ict
@@ -63,11 +67,23 @@ def test_both_arms_train_as_long_on_as_much(monkeypatch):
     monkeypatch.setattr(ict, "teacher_figures", lambda: {"teacher frechet": 0.7})
     monkeypatch.setattr(ict, "judged", lambda method, label, steps: {f"{label} frechet": steps, f"{label} preset": method})
     figures = ict.measure(5)
-    options = [other for *_, other in trained]
-    assert options[0] == options[1] == {"iterations": ict.ITERATIONS}
+    assert [other for *_, other in trained] == [{"iterations": ict.ITERATIONS, "s1": s1} for s1 in (32, 16)]
     assert [t[:3] for t in trained] == [("ict", 5, "recommended"), ("ict", 5, "ct")]
     assert figures["iCT 1 step preset"] == "recommended" and figures["CT 2 steps preset"] == "ct"
     assert PRESETS["recommended"].batch == PRESETS["ct"].batch
+
+
+def test_the_ladder_goes_from_one_arm_to_the_other():
+    """benchmarks/ict_ladder.py changes one ingredient a rung, from this claim's CT to its iCT."""
+    path = Path(__file__).parents[2] / "benchmarks" / "ict_ladder.py"
+    spec = importlib.util.spec_from_file_location("ict_ladder", path)
+    ladder = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(ladder)
+    rungs = [replace(PRESETS["ct"], **ict.ARMS["CT"][1])]
+    for _, change in ladder.LADDER:
+        rungs.append(replace(rungs[-1], **change))
+    assert len(set(rungs)) == len(ladder.LADDER) == 6
+    assert rungs[1] == rungs[0] and rungs[-1] == replace(PRESETS["recommended"], **ict.ARMS["iCT"][1])
 
 
 def test_the_calibration_is_recorded():
