@@ -7,12 +7,13 @@ a class's mean, is the control for both.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from limbeck.claims.claim import Check, Claim, Figures, at_least, at_most, medians
 from limbeck.claims.generators.digits import digits_task, distil, judged, teacher_figures
 
 ITERATIONS = 1200
-ARMS = {"iCT": ("recommended", {"s1": 32}), "CT": ("ct", {"s1": 16})}
+ARMS: dict[str, tuple[str, dict[str, Any]]] = {"iCT": ("recommended", {"s1": 32}), "CT": ("ct", {"s1": 16})}
 
 
 def measure(seed: int) -> Figures:

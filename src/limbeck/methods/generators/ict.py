@@ -108,8 +108,10 @@ class ICTOptions:
             raise LimbeckError(f"ECT needs double >= 1, q > 1 and k >= 0, not {self.double}, {self.q:g}, {self.k:g}")
 
     def points(self, step: int) -> int:
-        """N(k), (4)."""
-        return (doubling_points if self.curriculum == "doubling" else growing_points)(step, self.iterations, self.s0, self.s1)
+        """N(k)."""
+        return (doubling_points if self.curriculum == "doubling" else growing_points)(
+            step, self.iterations, self.s0, self.s1
+        )  # (4)
 
     def lower(self, t: Tensor, step: int) -> Tensor:
         """r(t) at an iteration, (9)."""
