@@ -11,6 +11,7 @@ from limbeck.training import OptimizerOptions
 from limbeck.training.checkpoints import load
 
 F64 = torch.float64
+CT = {"target": "ema", "distance": "l2", "weight": "one", "curriculum": "growing", "s0": 2}
 FASTER = OptimizerOptions(lr=2e-2, warmup=2, decay="cosine", clip=1.0)
 VARIANTS = {
     "dmd": ("dmd", {}),
@@ -25,8 +26,9 @@ VARIANTS = {
     "rcm": ("rcm", {"cycle": 2, "warmup": 1, "dmd_weight": 1.0}),
     "scm": ("rcm", {"dmd_weight": 0.0, "jvp": "semi"}),
     "ict": ("ict", {}),
-    "ct": ("ict", {"target": "ema", "distance": "l2", "law": "uniform", "weight": "one", "curriculum": "growing", "s0": 2}),
-    "cd": ("ict", {"target": "ema", "distance": "l2", "path": "teacher", "start": "teacher", "curriculum": "growing", "s0": 2}),
+    "ct": ("ict", {**CT, "law": "uniform"}),
+    "cd": ("ict", {**CT, "path": "teacher", "start": "teacher"}),
+    "ect": ("ict", {"schedule": "ect", "start": "teacher", "c": 0.0, "double": 4}),
 }
 
 
