@@ -177,7 +177,9 @@ class Loop:
             self._fail(name, "gradient norm", float(norm))
         if options.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(trained.params, options.clip, norm)
-        if self.step in options.restarts:
+        if options.clip_value is not None:
+            torch.nn.utils.clip_grad_value_(trained.params, options.clip_value)
+        if self.step in options.resets:
             trained.optimizer.state.clear()
         lr = options.lr_at(self.step, self.options.iterations)
         for group in trained.optimizer.param_groups:

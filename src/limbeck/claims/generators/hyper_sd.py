@@ -12,6 +12,7 @@ library's frozen feature net, which shares nothing with the reward.
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -95,8 +96,6 @@ def ring_figures(seed: int, round_: int = ROUND) -> Figures:
 
 
 def _ring(iterations: int, segments: tuple[int, ...], lengths: tuple[float, ...]) -> HyperSDOptions:
-    from dataclasses import replace
-
     return replace(RING, iterations=iterations, segments=segments, lengths=lengths)
 
 
@@ -120,7 +119,7 @@ def digit_figures(seed: int, **changes: Any) -> Figures:
         warnings.simplefilter("ignore")
         for k in (4, 2, 1):
             judged(f"digits TSCD {k}", method.sampler(stage=k), k)
-            judged(f"digits CD {k}", plain.sampler(steps=k), k)  # type: ignore[call-arg]
+            judged(f"digits CD {k}", plain.sampler(steps=k), k)
             exact = lambda z, cond, noise, k=k: ddim(task.teacher, method.begin(z, 1.0), method.path(trailing(k)), cond)  # noqa: E731
             judged(f"digits DDIM {k}", exact, k)
         for name in method.options.then:

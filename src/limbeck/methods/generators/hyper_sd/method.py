@@ -182,7 +182,7 @@ class HyperSD(Staged):
                     x = self.predicted(self.begin(self.normal(part, "z"), self.first), self.first, self.first, 1, part.cond)
             tau, eps = self._between(part, "critic time"), self.normal(part, "critic noise")
             kind = {"weight": o.critic_weight, "sigma_data": self.sigma_data}
-            yield Update("critic", denoising_loss(self.critic, x.detach(), tau, eps, part.cond, **kind))  # type: ignore[arg-type]
+            yield Update("critic", denoising_loss(self.critic, x.detach(), tau, eps, part.cond, **kind))
 
     def _between(self, batch: Batch, stream: str) -> Tensor:
         return self.path(
