@@ -84,7 +84,7 @@ def test_a_stage_leaves_its_average_and_the_next_begins_with_the_weights(reset, 
 def test_the_optimizer_begins_anew_only_where_it_is_told_to(tiny):
     new = tiny.make("hyper-sd", iterations=6, **PLAIN, segments=(4, 2, 1)).roles["student"].optimizer
     old = tiny.make("hyper-sd", iterations=6, **PLAIN, segments=(4, 2, 1), reset_optimizer=False).roles["student"].optimizer
-    assert (new.resets, old.resets) == ((2, 4), ())
+    assert (new.anew, old.anew) == ((2, 4), ())
 
 
 def test_the_stage_before_is_the_teacher_where_it_is_asked_for(tiny, monkeypatch):

@@ -128,9 +128,9 @@ class Generator(Method):
         process: Any = self.student.process
         self.process: Process = process
         self.shape, self.sigma_data = parts.shape, parts.sigma_data
-        if times is None:
-            last = torch.tensor([self.process.t_max], dtype=torch.float64)  # no level given: one step from the schedule's end
-            times = self.process.time_of(torch.tensor(sigmas, dtype=torch.float64)) if sigmas else last
+        if times is None:  # no level given: one step from the schedule's end
+            levels = torch.tensor(sigmas, dtype=torch.float64)
+            times = self.process.time_of(levels) if sigmas else levels.new_tensor([self.process.t_max])
         self.times = times
         low, high = self.process.t_min, self.process.t_max
         if bool(((self.times < low) | (self.times > high)).any()):

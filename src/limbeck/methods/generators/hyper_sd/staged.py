@@ -31,10 +31,10 @@ class Staged(Generator):
         self.first = o.start if "score" in o.then else 1.0
         times = self.path(trailing(o.sampling_steps, self.first))
         super().__init__(parts, (), student, times=times, renoise="ode", begin=o.begin)
-        resets = tuple(s.start for s in o.stages[1:]) if o.reset_optimizer else ()
+        anew = tuple(s.start for s in o.stages[1:]) if o.reset_optimizer else ()
         self.roles = {
             "teacher": Role(parts.teacher),
-            "student": Role(self.student, replace(o.student, resets=resets), o.ema),
+            "student": Role(self.student, replace(o.student, anew=anew), o.ema),
         }
         self.ends = [self._frozen_copy() for _ in o.stages[:-1]]
         self.roles |= {f"after {s.name}": Role(end) for s, end in zip(o.stages, self.ends, strict=False)}
