@@ -12,12 +12,13 @@ from collections.abc import Callable
 from torch import Tensor
 
 from limbeck.samplers.drift import Driftless, Undrifted
-from limbeck.samplers.experts import Experts
+from limbeck.samplers.experts import Experts, load_experts
 from limbeck.samplers.flow_map import solve
 from limbeck.samplers.ode import ddim, dpm_solver_pp_2m, euler, heun
 from limbeck.samplers.rollout import Renoise, Rollout, Start, Trajectory
 from limbeck.samplers.steps import Noise, check_nodes, ddim_step, generator_noise
 from limbeck.samplers.stochastic import ancestral, stochastic_edm
+from limbeck.samplers.tcd import tcd
 from limbeck.samplers.teleport import Jump, Teleported, WithFlowMap, choose_skip, teleport
 from limbeck.samplers.transitions import Chain, log_prob
 
@@ -28,6 +29,7 @@ SOLVERS: dict[str, Callable[..., Tensor]] = {
     "euler": euler,
     "heun": heun,
     "stochastic_edm": stochastic_edm,
+    "tcd": tcd,
 }
 
 __all__ = [
@@ -53,8 +55,10 @@ __all__ = [
     "euler",
     "generator_noise",
     "heun",
+    "load_experts",
     "log_prob",
     "solve",
     "stochastic_edm",
+    "tcd",
     "teleport",
 ]

@@ -16,6 +16,7 @@ from limbeck.tasks.teacher import TeacherOptions, cached_teacher, drop_condition
 TASKS = {
     "digits": "limbeck.tasks.digits:digits",
     "photos": "limbeck.tasks.photos:photos",
+    "prompts": "limbeck.tasks.digit_prompts:prompts",
     "ring": "limbeck.tasks.ring:ring",
     "own": "limbeck.tasks.own:own_task_from_options",
 }

@@ -132,6 +132,8 @@ class Task:
     start_sigmas: tuple[float, ...] | None = None
     rewards: dict[str, Reward] = field(default_factory=dict)
     """What preference methods may maximise, by name."""
+    negatives: Tensor | None = None
+    """Texts (N, M, C') that methods with negative prompts are trained to avoid."""
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Method options that suit the task better than the method's own defaults, by method."""
 
