@@ -17,7 +17,7 @@ from limbeck.networks.attention import Attention, Processor, attend, attentions,
 from limbeck.networks.conditioning import Conditioning, LabelEmbedding, NoiseFeatures, sinusoids
 from limbeck.networks.contract import Condition, Network
 from limbeck.networks.dit import DiT
-from limbeck.networks.heads import Heads, feature_shapes
+from limbeck.networks.heads import ChannelMean, Heads, feature_shapes
 from limbeck.networks.mlp import ResidualMLP
 from limbeck.networks.replay import RngCapture
 from limbeck.networks.taps import FeatureTap, candidate_layers
@@ -47,6 +47,7 @@ def build_network(config: Mapping[str, Any]) -> ResidualMLP | UNet | DiT:
 __all__ = [
     "NETWORKS",
     "Attention",
+    "ChannelMean",
     "Condition",
     "Conditioning",
     "DiT",

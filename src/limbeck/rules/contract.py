@@ -47,10 +47,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Pull:
-    """The gradient of the objective with respect to x, shape of x (of the sum over elements), and figures to log."""
+    """The gradient of the objective with respect to x, shape of x (of the sum over elements), and figures to log.
+
+    ``weight``: the w(t) of the objective (B,), where it has one.
+    """
 
     gradient: Tensor
     logs: dict[str, Tensor] = field(default_factory=dict)
+    weight: Tensor | None = None
 
 
 @runtime_checkable

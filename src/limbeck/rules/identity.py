@@ -58,14 +58,14 @@ def through_both(
         teacher = guided(in_process(target, process), x_t, t, sample.teacher_cond, guidance)
         fake = guided(critic, x_t, t, sample.cond, critic_guidance)
         clean = denoising_target(process, x, x_t, eps, t, sample.level)
-        w = WEIGHTS[weight](sample.clean.detach(), teacher.detach(), process, t).to(x)
+        logs["w"] = w = WEIGHTS[weight](sample.clean.detach(), teacher.detach(), process, t).to(x)
         logs["gap"] = (teacher - fake).detach().square().mean().sqrt()
         logs["critic_lag"] = critic_lag(clean.detach(), fake.detach(), teacher.detach())
         return (w * integrand(teacher, fake, clean, t).flatten(1).sum(1)).sum()
 
     with evaluating(target, critic):
         gradient, _ = input_gradient(loss, sample.x, target, critic)
-    return Pull(gradient, logs)
+    return Pull(gradient, logs, logs.pop("w"))
 
 
 class ScoreIdentity:

@@ -16,6 +16,7 @@ VARIANTS = {
     "dmd gan on teacher": ("dmd", {"gan_weight": 0.1, "gan_r1": 0.5, "critic_steps": 2}),
     "dmd gan on critic": ("dmd", {"gan_weight": 0.1, "gan_on": "critic", "gan_time": "shared"}),
     "sid": ("sid", {"sigmas": (5.0, 1.0)}),
+    "sid gan": ("sid", {"gan_weight": 0.1, "gan_on": "critic", "gan_head": "mean", "gan_scale": "batch", "gan_time": "shared"}),
     "ict": ("ict", {}),
     "ct": ("ict", {"target": "ema", "distance": "l2", "law": "uniform", "weight": "one", "curriculum": "growing", "s0": 2}),
     "cd": ("ict", {"target": "ema", "distance": "l2", "path": "teacher", "start": "teacher", "curriculum": "growing", "s0": 2}),
