@@ -16,6 +16,7 @@ from limbeck.networks.adapters import LowRank, adapted, adapters, merged
 from limbeck.networks.attention import Attention, Processor, attend, attentions, exchange_processors
 from limbeck.networks.conditioning import Conditioning, LabelEmbedding, NoiseFeatures, sinusoids
 from limbeck.networks.contract import Condition, Network
+from limbeck.networks.counted import Counted, counted
 from limbeck.networks.dit import DiT
 from limbeck.networks.heads import ChannelMean, Heads, feature_shapes
 from limbeck.networks.mlp import ResidualMLP
@@ -27,12 +28,12 @@ NETWORKS: dict[str, type[ResidualMLP | UNet | DiT]] = {"mlp": ResidualMLP, "unet
 
 
 def build_network(config: Mapping[str, Any]) -> ResidualMLP | UNet | DiT:
-    """A new network from {"kind": "mlp" | "unet" | "dit", **options of its constructor}.
+    """A new network from {"kind": "mlp" | "unet" | "dit", **options of its constructor}; "counted" as `counted` writes it.
 
     Raises LimbeckError for an unknown kind, an unknown option or a missing one.
     """
     options = dict(config)
-    kind = options.pop("kind", None)
+    kind, values = options.pop("kind", None), options.pop("counted", None)
     if kind not in NETWORKS:
         raise unknown("kind of network", str(kind), NETWORKS)
     parameters = inspect.signature(NETWORKS[kind]).parameters
@@ -41,7 +42,8 @@ def build_network(config: Mapping[str, Any]) -> ResidualMLP | UNet | DiT:
             raise unknown(f"option of the network {kind!r}", name, parameters)
     if "shape" not in options:
         raise LimbeckError(f'the network {kind!r} needs a "shape", the shape of one sample')
-    return NETWORKS[kind](**options)
+    network = NETWORKS[kind](**options)
+    return counted(network, values) if values else network
 
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "ChannelMean",
     "Condition",
     "Conditioning",
+    "Counted",
     "DiT",
     "FeatureTap",
     "Heads",
@@ -67,6 +70,7 @@ __all__ = [
     "attentions",
     "build_network",
     "candidate_layers",
+    "counted",
     "exchange_processors",
     "feature_shapes",
     "merged",

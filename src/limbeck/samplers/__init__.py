@@ -11,7 +11,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from limbeck.samplers.drift import Driftless, Undrifted
-from limbeck.samplers.experts import Experts
+from limbeck.samplers.experts import Experts, load_experts
 from limbeck.samplers.flow_map import solve
 from limbeck.samplers.ode import ddim, dpm_solver_pp_2m, euler, heun
 from limbeck.samplers.rollout import Renoise, Rollout, Start, Trajectory
@@ -50,6 +50,7 @@ __all__ = [
     "euler",
     "generator_noise",
     "heun",
+    "load_experts",
     "solve",
     "stochastic_edm",
     "teleport",

@@ -91,7 +91,7 @@ class Rollout:
         last = self._last(grad_step, z)
         t = [times_like(z, self.times[i]) for i in range(last + 1)]
         with torch.set_grad_enabled(grad_step is None and torch.is_grad_enabled()):
-            inputs, outputs = [self._first(z)], []
+            inputs, outputs = [self.begin(z)], []
             for i in range(last):
                 outputs.append(denoiser(inputs[i], t[i], cond))
                 inputs.append(self._next(i, inputs[i], outputs[i], z, noise))
@@ -118,7 +118,8 @@ class Rollout:
             raise LimbeckError(f"grad_step must lie in 0..{self.K - 1}, not {low if low < 0 else high}")
         return high
 
-    def _first(self, z: Tensor) -> Tensor:
+    def begin(self, z: Tensor) -> Tensor:
+        """The first input, from normal numbers z."""
         size = self.noise_scale
         return size * z if self.start == "unit" else self._s(0) * size * z
 

@@ -115,7 +115,9 @@ class Task:
     facts: dict[str, Any] = field(default_factory=dict)
     """What there is to say about the teacher: where it came from, how long it took."""
     start: Any = None
-    """What students and critics start as copies of (None: the teacher): a network near a teacher that has none."""
+    """What students and critics start as copies of (None: the teacher): a network near a teacher that has none, or the
+    student of another run; ``start_sigmas`` are the noise levels at which that student samples."""
+    start_sigmas: tuple[float, ...] | None = None
     rewards: dict[str, Reward] = field(default_factory=dict)
     """What preference methods may maximise, by name."""
     options: dict[str, dict[str, Any]] = field(default_factory=dict)

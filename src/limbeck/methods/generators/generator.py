@@ -24,7 +24,8 @@ class Ingredients:
 
     ``example``: one small batch of data in the data's range, with its conditions. ``images``: is there real data for
     training? ``network``: makes a new network F for students that do not start from the teacher. ``start``: what students
-    and critics start as copies of (None: the teacher). ``rewards``: what preference methods may maximise, by name.
+    and critics start as copies of (None: the teacher), ``start_sigmas`` the levels at which it samples, where it is the student
+    of another run. ``rewards``: what preference methods may maximise, by name.
     """
 
     teacher: Any
@@ -35,6 +36,7 @@ class Ingredients:
     sigma_data: float = 0.5
     network: Callable[[], nn.Module] | None = None
     start: Any = None
+    start_sigmas: tuple[float, ...] | None = None
     rewards: Mapping[str, Reward] = field(default_factory=dict)
 
     @property
@@ -60,7 +62,7 @@ def make_method(cls: type["Generator"], options: Any, task: Task, seed: int) -> 
     example = real[rows] if x is None else x.to(real)
     placed = None if cond is None else {name: value.to(real.device) for name, value in cond.items()}
     parts = Ingredients(task.teacher, task.shape, example, placed, x is not None, task.sigma_data, task.network)
-    parts = replace(parts, start=task.start, rewards=task.rewards)
+    parts = replace(parts, start=task.start, start_sigmas=task.start_sigmas, rewards=task.rewards)
     return cls(parts, options)
 
 
@@ -133,6 +135,11 @@ class Generator(Method):
                 f"whose times go from {low:g} to {high:g}; choose levels inside"
             )
         self.rollout = Rollout(self.process, tuple(self.times.tolist()), renoise, start=begin)
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """The noise levels s / a of the student's steps."""
+        return tuple(self.process.sigma(self.times).tolist())
 
     def normal(self, batch: Batch, stream: str) -> Tensor:
         """Standard normal noise (B, *shape), keyed by sample, in the student's dtype."""

@@ -161,8 +161,8 @@ class SiD(ScoreDistillation):
         """(6)"""
         if self.gan_scale == "none":
             return (yield from super().with_adversary(pull, gan))
-        assert pull.weight is not None
-        w = pull.weight
+        assert pull.scale is not None
+        w = pull.scale
         if self.gan_scale == "batch":
             total, count = yield Total(torch.stack([w.sum(), w.new_tensor(float(len(w)))]))
             w = (total / count).expand(len(w))
