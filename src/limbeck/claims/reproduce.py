@@ -21,6 +21,8 @@ from limbeck.methods import find
 CLAIMS = {
     "dmd": "limbeck.claims.generators.dmd",
     "sid": "limbeck.claims.generators.sid",
+    "sim": "limbeck.claims.generators.sim",
+    "sfd": "limbeck.claims.generators.sfd",
     "ict": "limbeck.claims.generators.ict",
     "gaussian-score": "limbeck.claims.generators.gaussian_score",
 }
