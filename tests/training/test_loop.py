@@ -332,7 +332,9 @@ def test_values_are_clipped_after_the_norm():
         before = [p.clone() for p in method.student.parameters()]
         made = Loop(method, TensorSource(torch.zeros(8, 2, dtype=torch.float64)), LoopOptions(1, 8), quiet=True)
         figures = made.iterate()
-        return [p.detach() - b for p, b in zip(method.student.parameters(), before, strict=True)], figures["grad_norm/student"]
+        return [p.detach() - b.detach() for p, b in zip(method.student.parameters(), before, strict=True)], figures[
+            "grad_norm/student"
+        ]
 
     (plain, norm), (short, _) = change(), change(clip=0.01)
     (both, same), (value, _) = change(clip=0.01, clip_value=2e-3), change(clip_value=2e-3)

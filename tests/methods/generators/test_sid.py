@@ -11,6 +11,7 @@ from limbeck.errors import LimbeckError
 from limbeck.methods.generators.sid import PRESETS, SiDOptions, guidance_of
 from limbeck.networks import FeatureTap
 from limbeck.noise import RectifiedFlow
+from limbeck.training import Batch
 from limbeck.training.options import options_from_dict, options_to_dict
 
 F64 = torch.float64
@@ -97,6 +98,19 @@ def test_both_updates_have_conditions_noise_and_samples_of_their_own_at_one_step
         half = len(student) // 2
         assert [float(c[1][0]) for c in student[:half]] == [float(c[1][0]) for c in student[half:]]
     assert method.draws == 2
+
+
+def test_the_step_is_one_for_the_whole_batch_wherever_its_pieces_are_trained(tiny, monkeypatch):
+    method = moved(tiny, sigmas=(5.0, 1.0, 0.2))
+    drawn = []
+    produce = method.produce
+    monkeypatch.setattr(method, "produce", lambda batch, grad_step: (drawn.append(grad_step), produce(batch, grad_step))[1])
+    for step in range(12):
+        whole = tiny.batch(method, step)
+        pieces = [Batch(whole.source, 0, step, whole.index[part], whole.device, 6) for part in (slice(0, 2), slice(2, 6))]
+        for one in (whole, *pieces):  # as two processes would hold them: each knows seed and iteration alone
+            method.producer(method, one, 0)
+    assert drawn[0::3] == drawn[1::3] == drawn[2::3] and len(set(drawn)) == 3
 
 
 def test_the_critic_denoises_the_students_samples(tiny):

@@ -23,6 +23,7 @@ from limbeck.tasks import digit_split, load_digit_features
 
 FORGOTTEN, OVERRIDE, CLASSES = 3, 8, 10
 WEIGHTS = (0.01, 0.1, 1.0)
+JUDGES = ("net", "linear")
 LENGTH: dict[str, Any] = {"iterations": 300, "batch": 32}
 
 
@@ -92,7 +93,7 @@ def judge(runs: Sequence[Figures]) -> list[Check]:
     sfd = f"SFD {WEIGHTS[1]:g}"
     over = lambda figure, base="SiD": m[f"{sfd} {figure}"] / m[f"{base} {figure}"]  # noqa: E731
     checks = []
-    for name in judges():
+    for name in JUDGES:
         checks.append(at_least(f"share of 3s asked for that are none, {name} judge", m[f"{sfd} {name} unlearning"], 0.95))
         checks.append(at_least(f"share of them judged 8, {name} judge", m[f"{sfd} {name} override"], 0.9))
     accuracy = m[f"{sfd} net remain accuracy"] - m["SiD net remain accuracy"]
