@@ -63,7 +63,7 @@ def test_a_gate_that_fails_is_exit_code_1(fake, capsys):
     "arguments, message",
     [
         ([], "name the methods to reproduce"),
-        (["dmb"], "did you mean 'dmd'"),
+        (["dmd3"], "did you mean 'dmd'"),
         (["dmd", "--seeds", "0"], "must be at least 1"),
         (["dmd", "--json", "nowhere/r.json"], "the folder of nowhere/r.json does not exist"),
     ],

@@ -68,8 +68,8 @@ class ScoreOptions:
     critic_mean: float = -0.6
     critic_std: float = 1.4
     """The critic learns at ln sigma ~ N(critic_mean, critic_std^2)."""
-    critic_law: Literal["lognormal", "score"] = "lognormal"
-    """So, or where the scores are compared."""
+    critic_law: Literal["lognormal", "score", "process"] = "lognormal"
+    """So, or where the scores are compared, or with their spacing over all levels of the process (DMD)."""
     critic_weight: str = "edm"
     critic_target: Literal["exact", "is", "raw_is", "x0"] = "exact"
     """What the critic learns of samples at a noise level: the exact conditional score, or their clean predictions, weighed by
@@ -170,7 +170,7 @@ class ScoreDistillation(Generator):
         if o.gan_weight > 0:
             if not parts.images:
                 raise LimbeckError("gan_weight > 0 needs real images for the discriminator; give data or set gan_weight to 0")
-            watched = self.critic if o.gan_on == "critic" else parts.teacher
+            watched = self.critic if o.gan_on == "critic" else parts.begin  # a teacher in closed form has no layers
             kind: Any = (ChannelMean, "encoder_layers") if o.gan_head == "mean" else (Heads, "feature_layers")
             heads = discriminator_on(watched, parts, o.gan_features, *kind)
             self.adversary = Adversary(
