@@ -19,6 +19,7 @@ VARIANTS = {
     "dmd gan on teacher": ("dmd", {"gan_weight": 0.1, "gan_r1": 0.5, "critic_steps": 2}),
     "dmd gan on critic": ("dmd", {"gan_weight": 0.1, "gan_on": "critic", "gan_time": "shared"}),
     "sid": ("sid", {"sigmas": (5.0, 1.0)}),
+    "sid gan": ("sid", {"gan_weight": 0.1, "gan_on": "critic", "gan_head": "mean", "gan_scale": "batch", "gan_time": "shared"}),
     "swiftbrush": ("swiftbrush", {"critic": FASTER, "critic_rank": 2, "critic_null": 0.5}),
     "swiftbrush low-rank": ("swiftbrush", {"critic": FASTER, "critic_rank": 2, "student_rank": 2, "critic_steps": 2}),
     "sds": ("swiftbrush", {"sds": True}),
