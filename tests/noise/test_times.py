@@ -21,12 +21,14 @@ from limbeck.noise import (
     Mapped,
     Mixture,
     Power,
+    RectifiedFlow,
     Shifted,
     Snapped,
     TimeLaw,
     TrigFlow,
     Uniform,
     UniformInteger,
+    between,
     karras_grid,
     shift_times,
 )
@@ -197,3 +199,11 @@ def test_the_karras_law_is_the_grid_in_the_limit():
 def test_what_is_wrong_is_named(make, message):
     with pytest.raises(LimbeckError, match=message):
         make()
+
+
+def test_between_with_a_shift_is_uniform_before_it():
+    """U(0.5, 1) -> shift 5 -> (0.833, 1); without one the times themselves are uniform."""
+    u = torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64)
+    low, high = torch.full((3,), 5 / 6, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    torch.testing.assert_close(between(RectifiedFlow(), u, low, high, None, 5.0), shift_times(0.5 + 0.5 * u, 5.0))
+    torch.testing.assert_close(between(RectifiedFlow(), u, low, high, None), low + (high - low) * u)

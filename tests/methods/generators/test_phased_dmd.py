@@ -52,7 +52,9 @@ def test_the_subinterval_target_has_the_velocity_of_the_law_as_its_mean(process)
         of_e, of_d = (a_s**2 * s_t + a_t * s_s**2) / (a_s**2 * noise), a_t * s_s**2 / (a_s**2 * noise)
         for x_t in (-1.1, 0.2, 0.9):
             mean_x, mean_e = conditional_means(process, s, t, x_t)
-            exact = float(MixtureDenoiser(WEIGHTS, means, 0.0, process)(torch.tensor([[x_t]], dtype=F64), torch.tensor([t], dtype=F64)))
+            exact = float(
+                MixtureDenoiser(WEIGHTS, means, 0.0, process)(torch.tensor([[x_t]], dtype=F64), torch.tensor([t], dtype=F64))
+            )
             v = (x_t - a_t * exact) / s_t - exact
             assert of_e * mean_e - mean_x / a_s == pytest.approx(v, abs=1e-10)
             assert mean_x / a_s - of_d * mean_e == pytest.approx(exact, abs=1e-10)
@@ -230,9 +232,10 @@ def test_what_a_phase_leaves_and_the_next_one_starts_from(start, freeze, tiny):
     assert not any(torch.equal(p, begin.get_parameter(n)) for n, p in method.student.expert_0.named_parameters() if p.ndim > 1)
 
 
-def test_a_checkpoint_holds_the_phase_all_experts_and_all_critics(tiny, tmp_path):
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_checkpoint_holds_the_phase_all_experts_and_all_critics(rank, tiny, tmp_path):
     def fresh():
-        return tiny.make("phased-dmd", iterations=8, **FOUR)
+        return tiny.make("phased-dmd", iterations=8, student_rank=rank, critic_rank=rank, **FOUR)
 
     whole, first = tiny.loop(fresh()), tiny.loop(fresh(), tmp_path)
     for _ in range(8):
