@@ -33,7 +33,12 @@ def fake(monkeypatch):
 
 def test_json_and_exit_code(fake, tmp_path, capsys):
     fake(CLAIM)
-    assert reproduce(["dmd", "--seeds", "3", "--json", str(tmp_path / "r.json")]) == 0
+    assert (
+        reproduce(
+            ["dmd", "--seeds", "3", "--jobs", "1", "--json", str(tmp_path / "r.json"), "--markdown", str(tmp_path / "r.md")]
+        )
+        == 0
+    )
     (entry,) = json.loads((tmp_path / "r.json").read_text())
     assert {"method", "arxiv", "seconds", "seeds", "claims"} <= entry.keys()
     assert (entry["method"], entry["arxiv"], entry["seeds"]) == ("dmd", "0000.00000", 3)
@@ -43,11 +48,13 @@ def test_json_and_exit_code(fake, tmp_path, capsys):
     ]
     out = capsys.readouterr().out
     assert "holds" in out and "not shown (reported)" in out
+    page = (tmp_path / "r.md").read_text()
+    assert "| error | 2 | <= 2 | holds |" in page and "| dmd | speed | 10 | >= 20 |" in page
 
 
 def test_a_gate_that_fails_is_exit_code_1(fake, capsys):
     fake(LOSING)
-    assert cli.main(["reproduce", "dmd2", "--seeds", "3"]) == 1
+    assert cli.main(["reproduce", "dmd2", "--seeds", "3", "--jobs", "1"]) == 1
     assert "dmd: error" in capsys.readouterr().err
     assert failed([{"method": "m", "claims": [{"statement": "s", "gated": False, "holds": False}]}]) == []
 

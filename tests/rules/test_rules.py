@@ -65,6 +65,32 @@ def test_score_identity_matches_its_closed_form():
     assert measured == pytest.approx(exact, abs=1e-10)
 
 
+@pytest.mark.parametrize("alpha", [1.0, 1.2])
+def test_score_identity_of_a_sample_that_is_still_noisy(alpha):
+    # x_s = phi z at the level s has the law of theta z + s e, phi^2 = theta^2 + s^2: dL/dtheta = dL/dphi theta / phi
+    theta, level, s = 0.6, 0.5, 0.9
+    phi = math.hypot(theta, level)
+    z = math.sqrt(2) * torch.erfinv(torch.linspace(-1, 1, 2003, dtype=F64)[1:-1])
+    z, e = [v.reshape(-1, 1) for v in torch.meshgrid(z[::4], z[::4], indexing="ij")]
+    z, e = z / z.square().mean().sqrt(), e / e.square().mean().sqrt()
+    rule = ScoreIdentity(Gaussian(), Gaussian(std=theta), alpha=alpha, weight="none")
+    t = torch.full((len(z),), s, dtype=F64)
+    pull = rule(Sample(phi * z, level=torch.full_like(t, level)), t, e)
+    gap = 1 / (1 + s**2) - theta**2 / (theta**2 + s**2)
+    exact = -2 * theta * gap * s**2 / (theta**2 + s**2) + 2 * (1 - alpha) * theta * gap**2
+    assert float((pull.gradient * z).mean()) * theta / phi == pytest.approx(exact, abs=1e-10)
+    assert float(pull.logs["critic_lag"]) < 1e-8  # the exact critic's error is uncorrelated with functions of x_t
+    naive = rule(Sample(phi * z), t, e)  # the sample taken for a clean one
+    assert float(naive.logs["critic_lag"]) > 0.1
+
+
+def test_what_a_sample_is():
+    x, x0 = (torch.randn(3, 2, dtype=F64, requires_grad=True) for _ in range(2))
+    assert Sample(x).clean is x and Sample(x, x0=x0).clean is x0
+    held = Sample(x, {"label": torch.zeros(3)}, torch.ones(3), x0, torch.ones(3), torch.ones(3)).detach()
+    assert not held.x.requires_grad and not held.x0.requires_grad and torch.equal(held.x, x) and held.low is not None
+
+
 def test_projection_identity_of_the_exact_critic():
     torch.manual_seed(0)
     x = 0.6 * torch.randn(200_000, 1, dtype=F64)

@@ -1,7 +1,7 @@
 """Denoising losses: the ordinary one and the exact one for samples that are still noisy (anchored at a level)."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ WEIGHTS: dict[str, Callable[[Process, Tensor, float], Tensor]] = {
     "x0": lambda process, t, sd: torch.ones_like(t, dtype=torch.float64),
     "edm": _edm,
     "eps": lambda process, t, sd: process.sigma(t) ** -2,
+    "signal_eps": lambda process, t, sd: process.a(t) ** 2 * process.sigma(t) ** -2,  # a eps: what VSD trains its critic on
     "v": lambda process, t, sd: ((process.a(t) ** 2 + process.s(t) ** 2) / process.s(t)) ** 2,
     "velocity": _velocity,
     "min_snr_5": lambda process, t, sd: (process.sigma(t) ** -2).clamp(max=5.0),
@@ -56,7 +57,7 @@ def importance_weight(process: Process, x_t: Tensor, x0: Tensor, eps: Tensor, t:
     return torch.exp(0.5 * (square.mean(1) if tempered else square.sum(1)))
 
 
-def denoising_loss(
+def denoising_errors(
     denoiser: Denoiser,
     x: Tensor,
     t: Tensor,
@@ -71,10 +72,10 @@ def denoising_loss(
     clean: Tensor | None = None,
     importance: Literal["tempered", "raw", "none"] = "tempered",
 ) -> Tensor:
-    """E w(t) mean |D(x_t, t, cond) - D*|^2 over elements, then samples; a scalar.
+    """w(t) mean |D(x_t, t, cond) - D*|^2 of every sample, (B,).
 
-    ``x`` (B, ...) is data and gets no gradient; ``t`` (B,); ``eps`` fresh noise like x. ``weight``: x0, edm, eps, v, velocity
-    or min_snr_5 name the error that the weighted x0 error equals. ``level`` (B,): x is noisy at that time (see
+    ``x`` (B, ...) is data and gets no gradient; ``t`` (B,); ``eps`` fresh noise like x. ``weight``: x0, edm, eps, signal_eps,
+    v, velocity or min_snr_5 name the error that the weighted x0 error equals. ``level`` (B,): x is noisy at that time (see
     :func:`denoising_target`); the weight is then damped by min(1, damping s_{t|level}^2), since D* blows up as t -> level;
     ``relative``: of (s_{t|level} / s_t)^2, which is 1 for clean x and does not depend on the unit of noise.
 
@@ -96,4 +97,9 @@ def denoising_loss(
         variance = process.transition(level, t)[1] ** 2
         w = w * (damping * (variance / process.s(t) ** 2 if relative else variance)).clamp(max=1.0)
     error = (denoiser(x_t, t, cond) - target).square().flatten(1).mean(1)
-    return (w.to(error) * error).mean()
+    return w.to(error) * error
+
+
+def denoising_loss(denoiser: Denoiser, x: Tensor, t: Tensor, eps: Tensor, cond: Cond | None = None, **how: Any) -> Tensor:
+    """E w(t) mean |D(x_t, t, cond) - D*|^2 over elements, then samples; a scalar: the mean of :func:`denoising_errors`."""
+    return denoising_errors(denoiser, x, t, eps, cond, **how).mean()

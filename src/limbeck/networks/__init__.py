@@ -12,14 +12,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from limbeck.errors import LimbeckError, unknown
-from limbeck.networks.adapters import LowRank, adapted, adapters, merged
-from limbeck.networks.attention import Attention, Processor, attend, attentions, exchange_processors
+from limbeck.networks.adapters import LowRank, adapted, adapters, fused, merged
+from limbeck.networks.attention import Attention, Processor, attend, attended, attentions, exchange_processors, masked
 from limbeck.networks.conditioning import Conditioning, LabelEmbedding, NoiseFeatures, sinusoids
 from limbeck.networks.contract import Condition, Network
 from limbeck.networks.counted import Counted, counted
 from limbeck.networks.dit import DiT
 from limbeck.networks.heads import Heads, feature_shapes
 from limbeck.networks.mlp import ResidualMLP
+from limbeck.networks.negative import Negative, negative_prompt
 from limbeck.networks.replay import RngCapture
 from limbeck.networks.taps import FeatureTap, candidate_layers
 from limbeck.networks.unet import UNet
@@ -57,6 +58,7 @@ __all__ = [
     "Heads",
     "LabelEmbedding",
     "LowRank",
+    "Negative",
     "Network",
     "NoiseFeatures",
     "Processor",
@@ -66,12 +68,16 @@ __all__ = [
     "adapted",
     "adapters",
     "attend",
+    "attended",
     "attentions",
     "build_network",
     "candidate_layers",
     "counted",
     "exchange_processors",
     "feature_shapes",
+    "fused",
+    "masked",
     "merged",
+    "negative_prompt",
     "sinusoids",
 ]

@@ -20,7 +20,8 @@ class Sample:
     """What a producer makes: x (B, ...), its conditions, and the noise level (B,) it is still at (None: clean).
 
     ``x0``: the clean prediction that a noisy x was made with (None: x itself). ``low`` and ``high`` (B,): the times between
-    which its law is to be compared with the teacher's (None: all). All times are the process's own.
+    which its law is to be compared with the teacher's (None: all). All times are the process's own. ``goal``: the conditions
+    under which the teacher is asked (None: ``cond``), where the samples of one condition are to become those of another.
     """
 
     x: Tensor
@@ -29,6 +30,12 @@ class Sample:
     x0: Tensor | None = None
     low: Tensor | None = None
     high: Tensor | None = None
+    goal: Cond | None = None
+
+    @property
+    def teacher_cond(self) -> Cond | None:
+        """The conditions under which the teacher is asked."""
+        return self.cond if self.goal is None else self.goal
 
     @property
     def clean(self) -> Tensor:
@@ -93,6 +100,19 @@ def frozen(*modules: object) -> Iterator[None]:
     finally:
         for p in held:
             p.requires_grad_(True)
+
+
+@contextmanager
+def evaluating(*modules: object) -> Iterator[None]:
+    """All modules are in evaluation mode inside (no dropout); each has its own mode again after."""
+    modes = [(m, m.training) for root in modules if isinstance(root, nn.Module) for m in root.modules()]
+    for m, _ in modes:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
 
 
 def _trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:

@@ -199,14 +199,14 @@ def test_times_are_uniform_before_the_shift(tiny):
     """U(0.5, 1) -> shift 5 -> (0.833, 1)."""
     parts = tiny.ingredients(tiny.teacher(process=RectifiedFlow()))
     options = {"sigmas": (float("inf"), 15.0, 5.0, 5 / 3), "boundaries": (5.0,), "score_low": 1e-3, "score_high": 1e4}
-    method = tiny.make("phased-dmd", parts, score_rho=None, time_shift=5.0, **options)
+    method = tiny.make("phased-dmd", parts, score_law="uniform", time_shift=5.0, **options)
     torch.testing.assert_close(method.times, torch.tensor([1000, 937.5, 833.3333333, 625], dtype=F64) / 1000)
     level = torch.tensor([5 / 6], dtype=F64)
     u = torch.tensor([0.0, 0.5, 1.0], dtype=F64)
     raw = 0.5 + 0.5 * u
     torch.testing.assert_close(method.times_between(u, level, torch.ones(1, dtype=F64)), 5 * raw / (1 + 4 * raw))
     method.producer(method, tiny.batch(method), 0)
-    with pytest.raises(LimbeckError, match="time_shift=5 carries times that are uniform: set score_rho to None"):
+    with pytest.raises(LimbeckError, match="time_shift=5 carries times that are uniform: set score_law to uniform"):
         tiny.make("phased-dmd", parts, time_shift=5.0, **options)
 
 

@@ -76,8 +76,10 @@ class ICTOptions:
             raise LimbeckError(f"the second step's time {self.second:g} lies outside [{self.t_min:g}, {self.t_max:g}]")
 
     def points(self, step: int) -> int:
-        """N(k), (4)."""
-        return (doubling_points if self.curriculum == "doubling" else growing_points)(step, self.iterations, self.s0, self.s1)
+        """N(k)."""
+        return (doubling_points if self.curriculum == "doubling" else growing_points)(
+            step, self.iterations, self.s0, self.s1
+        )  # (4)
 
 
 _CT = ICTOptions(target="ema", distance="l2", law="uniform", weight="one", curriculum="growing", s0=2, s1=64)

@@ -62,7 +62,7 @@ class PhasedDMDOptions(ScoreOptions):
     margin: float = 0.0
     """Least distance of these times from t_k, in the process's own time."""
     time_shift: float = 1.0
-    """Flow shift after which times that are drawn uniformly (score_rho None) are taken."""
+    """Flow shift after which times that are drawn uniformly (score_law uniform) are taken."""
     start: Literal["teacher", "previous"] = "teacher"
     """What G_k starts from: the teacher, or G_{k-1} as it was frozen."""
     freeze: Literal["average", "last"] = "average"
@@ -75,7 +75,7 @@ _INF = float("inf")
 _WAN = OptimizerOptions(4e-7, "adamw", (0.0, 0.999))
 _PAPER = PhasedDMDOptions(
     iterations=4000, batch=64, student=replace(_WAN, lr=5e-5), critic=_WAN, student_rank=64, adapter_alpha=8.0, critic_steps=5,
-    sigmas=(_INF, 15.0, 5.0, 5 / 3), boundaries=(5.0,), guidance=4.0, score_low=1e-3, score_high=1e4, score_rho=None,
+    sigmas=(_INF, 15.0, 5.0, 5 / 3), boundaries=(5.0,), guidance=4.0, score_low=1e-3, score_high=1e4, score_law="uniform",
     time_shift=5.0, critic_weight="velocity", damping_by="variance", anchor="x", normaliser="kl",
 )  # fmt: skip
 PRESETS = {
@@ -152,8 +152,8 @@ class PhasedDMD(ScoreDistillation):
                 "student and critics are not guided, which the teacher's fixed guidance is distilled into, and there is no adversary: "
                 "leave critic_guidance, critic_training_guidance, guidance_high and gan_weight as they are"
             )
-        if o.time_shift != 1 and o.score_rho is not None:
-            raise LimbeckError(f"time_shift={o.time_shift:g} carries times that are uniform: set score_rho to None")
+        if o.time_shift != 1 and o.score_law == "karras":
+            raise LimbeckError(f"time_shift={o.time_shift:g} carries times that are uniform: set score_law to uniform")
         process: Process = begin.process
         times = process.time_of(torch.tensor(o.sigmas, dtype=torch.float64)).tolist()
         rollout = Rollout(process, times, o.renoise, start=o.begin)
@@ -177,7 +177,7 @@ class PhasedDMD(ScoreDistillation):
 
     def times_between(self, u: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """Times of the phase: uniform before the time shift, or in Karras' spacing."""
-        return between(self.process, u, low, high, self.phased.score_rho, self.phased.time_shift)
+        return between(self.process, u, low, high, self.rho, self.phased.time_shift)
 
     @torch.no_grad()
     def finish(self, step: int) -> None:

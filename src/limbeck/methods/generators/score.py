@@ -17,8 +17,9 @@ from limbeck.errors import LimbeckError
 from limbeck.losses import denoising_loss
 from limbeck.methods.generators.adversary import Adversary
 from limbeck.methods.generators.generator import Generator, Ingredients, check_guidance, discriminator_on, trained_copy
+from limbeck.methods.generators.levels import level_laws
 from limbeck.methods.generators.producers import Producer, uniform_steps, whole_chain
-from limbeck.noise import InSigma, Karras, LogNormal, between
+from limbeck.noise import between
 from limbeck.rules import Pull, Sample, ScoreRule, huber_surrogate, surrogate
 from limbeck.tasks import drop_conditions
 from limbeck.training import Batch, EmaOptions, OptimizerOptions, Role, Step, Update
@@ -60,12 +61,14 @@ class ScoreOptions:
     """Share of samples on which the critic is trained without their condition."""
     score_low: float = 0.1
     score_high: float = 5.0
-    """Scores are compared at Karras levels (rho 7) of sigma in [score_low, score_high]."""
-    score_rho: float | None = 7.0
-    """rho of the levels within a sample's own window (None: uniform in the process's time)."""
+    """Scores are compared at levels of sigma in [score_low, score_high]."""
+    score_law: Literal["karras", "uniform", "critic"] = "karras"
+    """How: Karras' spacing (rho 7), uniform in the process's time (the indices of a table), or at the critic's levels."""
     critic_mean: float = -0.6
     critic_std: float = 1.4
     """The critic learns at ln sigma ~ N(critic_mean, critic_std^2)."""
+    critic_law: Literal["lognormal", "score", "process"] = "lognormal"
+    """So, or where the scores are compared, or with their spacing over all levels of the process (DMD)."""
     critic_weight: str = "edm"
     critic_target: Literal["exact", "is", "raw_is", "x0"] = "exact"
     """What the critic learns of samples at a noise level: the exact conditional score, or their clean predictions, weighed by
@@ -139,7 +142,8 @@ class ScoreDistillation(Generator):
             1.0 if o.guidance_high is None else o.guidance_high,
         ]
         check_guidance(parts.teacher, *scales)
-        self.options, self.draws = o, o.critic_steps + (self.order == "critic")
+        self.options: Any = options
+        self.draws = o.critic_steps + (self.order == "critic")
         self.teacher: Denoiser = parts.teacher
         self.critic: Any = trained_copy(parts.begin, o.critic_rank, o.adapter_alpha) if critic is None else critic
         self.producer = producer or (uniform_steps if o.match == "uniform" else whole_chain)
@@ -148,13 +152,14 @@ class ScoreDistillation(Generator):
             "student": Role(self.student, o.student, o.ema),
             "critic": Role(self.critic, o.critic),
         }
-        self.score_times = InSigma(Karras(o.score_low, o.score_high), self.process)
-        self.critic_times = InSigma(LogNormal(o.critic_mean, o.critic_std), self.process)
+        self.score_times, self.critic_times = level_laws(
+            self.process, o.score_law, o.critic_law, o.score_low, o.score_high, o.critic_mean, o.critic_std
+        )
         self.adversary: Adversary | None = None
         if o.gan_weight > 0:
             if not parts.images:
                 raise LimbeckError("gan_weight > 0 needs real images for the discriminator; give data or set gan_weight to 0")
-            watched = self.critic if o.gan_on == "critic" else parts.teacher
+            watched = self.critic if o.gan_on == "critic" else parts.begin  # a teacher in closed form has no layers
             heads = discriminator_on(watched, parts, o.gan_features)
             self.adversary = Adversary(watched, heads, self.critic_times, self.normal, o.gan_r1)
             self.roles["discriminator"] = Role(heads, o.discriminator)
@@ -175,17 +180,23 @@ class ScoreDistillation(Generator):
 
     def student_update(self, batch: Batch) -> Any:
         """Yields the student's update; returns the sample."""
-        o = self.options
         sample = self.producer(self, batch, 0)
+        loss, logs = yield from self.student_loss(batch, sample)
+        yield Update("student", loss, logs)
+        return sample
+
+    def student_loss(self, batch: Batch, sample: Sample) -> Any:
+        """The loss that holds the pull on a sample, and what is logged of it, once the whole batch's totals are in."""
+        o = self.options
         t, eps = self.score_time(batch, sample), self.normal(batch, "score noise")
-        pull = self.guided_rule(batch)(sample, t, eps, batch.step)
+        rule = yield from self.weighed(self.guided_rule(batch), batch, sample, t, eps)
+        pull = rule(sample, t, eps, batch.step)
         gradient, logs = pull.gradient, {**pull.logs, "diversity": diversity(sample.x)}
         if self.adversary is not None and batch.step >= o.gan_after:
             if o.gan_time == "own":
                 t, eps = self.adversary_time(batch, sample), self.normal(batch, "gan noise")
             gradient = gradient + o.gan_weight * self.adversary.gradient(sample, t, eps)
-        yield Update("student", self.student_loss(sample, replace(pull, gradient=gradient)), logs)
-        return sample
+        return self.pulled(sample, replace(pull, gradient=gradient)), logs
 
     def critic_update(self, batch: Batch, sample: Sample) -> Step:
         """Yields the updates of the critic, and of the discriminator where there is one, on a sample."""
@@ -220,7 +231,7 @@ class ScoreDistillation(Generator):
         """What the pull moves: the sample itself, or its clean prediction."""
         return sample.x if self.options.anchor == "x" else sample.clean
 
-    def student_loss(self, sample: Sample, pull: Pull) -> Tensor:
+    def pulled(self, sample: Sample, pull: Pull) -> Tensor:
         """The scalar whose gradient moves the sample along the pull."""
         o, x = self.options, self.anchor(sample)
         if o.surrogate == "plain":
@@ -254,6 +265,11 @@ class ScoreDistillation(Generator):
             rule.critic_guidance = w
         return rule
 
+    def weighed(self, rule: ScoreRule, batch: Batch, sample: Sample, t: Tensor, eps: Tensor) -> Any:
+        """The rule with weights that the whole batch decides: may yield totals, returns a rule."""
+        yield from ()
+        return rule
+
     # -- times --------------------------------------------------------------------------------------------------------
 
     def score_time(self, batch: Batch, sample: Sample) -> Tensor:
@@ -278,7 +294,12 @@ class ScoreDistillation(Generator):
 
     def times_between(self, u: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """Times within each sample's own window, (B,)."""
-        return between(self.process, u, low, high, self.options.score_rho)
+        return between(self.process, u, low, high, self.rho)
+
+    @property
+    def rho(self) -> float | None:
+        """Karras' rho of the score levels (None: they are uniform in the process's time)."""
+        return 7.0 if self.options.score_law == "karras" else None
 
     @property
     def edges(self) -> Tensor:

@@ -86,7 +86,7 @@ class TDMOptions(ScoreOptions):
 
 _ADAMW = OptimizerOptions(kind="adamw", betas=(0.0, 0.999), clip=1.0)
 _PAPER = TDMOptions(
-    grid="raw", total_steps=900, margin_high=10.0, score_rho=None, anchor="x", surrogate="huber_sample", huber_c=None,
+    grid="raw", total_steps=900, margin_high=10.0, score_law="uniform", anchor="x", surrogate="huber_sample", huber_c=None,
     normaliser="none", critic_target="is", critic_weight="min_snr_5", begin="unit", critic=replace(_ADAMW, lr=2e-5, clip=None),
 )  # fmt: skip
 _SD: dict[str, Any] = {"score_low": 0.138, "score_high": 14.6}  # raw timesteps 20 and 999 of Stable Diffusion's table
