@@ -7,24 +7,20 @@ is its own sampler, and deterministically; the same trained on deterministic sta
 network learns the velocity of points that are still noisy from the exact target, and from the naive one, e - x_s.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
-from limbeck.claims.claim import Check, Claim, Figures, at_least, at_most, medians
+from limbeck.claims.claim import Figures
 from limbeck.claims.generators.digits import distil
 from limbeck.claims.generators.marginals import judged_points, marginals, ring_task
 from limbeck.denoisers import FiniteSetDenoiser, Preconditioned
 from limbeck.losses import denoising_loss
 from limbeck.metrics import class_variance_ratio
-from limbeck.methods.generators.generator import Generator
 from limbeck.networks import ResidualMLP
 from limbeck.noise import RectifiedFlow
 from limbeck.tasks import Task
-from limbeck.tasks.task import heun_sampler
 
 SIGMAS, BOUNDARY = (5.0, 1.6, 0.5, 0.16), 0.5
 ITERATIONS, BATCH = 600, 128

@@ -6,11 +6,11 @@ with fresh noise, its own sampler, and deterministically; TDM with the critic's 
 student for 1, 2 and 4 steps, its critic told the number or not. DMD has as many updates of the student as TDM.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from limbeck.claims.claim import Check, Claim, Figures, at_least, at_most, medians
+from limbeck.claims.claim import Figures
 from limbeck.claims.generators.digits import distil
 from limbeck.claims.generators.marginals import judged_points, marginals, ring_task
 from limbeck.noise import karras_grid
@@ -31,7 +31,7 @@ def students(seed: int, task: Task, iterations: int, batch: int) -> Figures:
     common = {"iterations": iterations, "batch": batch}
     trained: dict[str, Any] = {
         "is": distil("tdm", seed, task=task, critic_target="is", **common)[0],
-        "exact": distil("tdm", seed, task=task, **common)[0],
+        "exact": distil("tdm", seed, task=task, anchor="x", **common)[0],
     }
     fresh, _ = distil("dmd", seed, task=task, sigmas=SIGMAS, **common)
     dmd: Any = fresh.roles["student"].best

@@ -52,6 +52,7 @@ class PhasedDMDOptions(ScoreOptions):
     sigmas: tuple[float, ...] = (5.0, 1.6, 0.5, 0.17)
     renoise: Literal["fresh", "fixed", "ode"] = "ode"
     anchor: Literal["x", "x0"] = "x0"
+    critic_damping: float = 1.0
     damping_by: Literal["variance", "share"] = "share"
     boundaries: tuple[float, ...] = (0.5,)
     """sigma of t_1 > t_2 > ... above 0, each one of ``sigmas`` but the first; one phase more than there are of them."""
@@ -76,7 +77,7 @@ _WAN = OptimizerOptions(4e-7, "adamw", (0.0, 0.999))
 _PAPER = PhasedDMDOptions(
     iterations=4000, batch=64, student=replace(_WAN, lr=5e-5), critic=_WAN, student_rank=64, adapter_alpha=8.0, critic_steps=5,
     sigmas=(_INF, 15.0, 5.0, 5 / 3), boundaries=(5.0,), guidance=4.0, score_low=1e-3, score_high=1e4, score_law="uniform",
-    time_shift=5.0, critic_weight="velocity", damping_by="variance", anchor="x", normaliser="kl",
+    time_shift=5.0, critic_weight="velocity", critic_damping=10.0, damping_by="variance", anchor="x", normaliser="kl",
 )  # fmt: skip
 PRESETS = {
     "recommended": PhasedDMDOptions(),
