@@ -17,6 +17,7 @@ from limbeck.rules import (
     density_ratio,
     divergence,
     frozen,
+    huber_surrogate,
     input_gradient,
     surrogate,
 )
@@ -260,3 +261,38 @@ def test_frozen_and_input_gradient_leave_no_trace():
 def test_unknown_names(make, message):
     with pytest.raises(LimbeckError, match=message):
         make(Gaussian())
+
+
+@pytest.mark.parametrize("reduce", ["element", "sample"])
+def test_the_huber_surrogate_lies_between_the_plain_one_and_a_sign(reduce):
+    """c -> inf: the plain surrogate's gradient over c; c -> 0: scale times the sign (or the direction) of the pull."""
+    torch.manual_seed(3)
+    x, g = torch.randn(4, 5, dtype=F64, requires_grad=True), torch.randn(4, 5, dtype=F64)
+    scale = torch.tensor([0.5, 1.0, 2.0, 3.0], dtype=F64)
+
+    def gradient(c, w=scale):
+        return torch.autograd.grad(huber_surrogate(x, g, w, c=c, reduce=reduce), x)[0]
+
+    parts = x.numel() if reduce == "element" else len(x)
+    torch.testing.assert_close(1e6 * gradient(1e6), g / parts, rtol=1e-9, atol=0)
+    unit = g.sign() if reduce == "element" else g / g.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(gradient(1e-9), scale[:, None] * unit / parts, rtol=1e-6, atol=1e-12)
+    size = (g / scale[:, None]).square()
+    size = size if reduce == "element" else size.sum(1, keepdim=True)
+    torch.testing.assert_close(gradient(0.3), g / torch.sqrt(size + 0.09) / parts, rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradient(0.3, None), gradient(0.3, torch.ones(4, dtype=F64)), rtol=0, atol=0)
+    assert float((gradient(0.3) - gradient(0.3, None)).abs().max()) > 0.01
+
+
+def test_a_pulls_scale_is_the_factor_that_it_holds():
+    torch.manual_seed(1)
+    teacher, critic = Gaussian(0.3, 1.0), Gaussian(-0.2, 0.7)
+    x, e, t = torch.randn(5, 3, dtype=F64), torch.randn(5, 3, dtype=F64), torch.rand(5, dtype=F64) + 0.3
+    for weighed, plain in (
+        (DistributionMatching(teacher, critic), DistributionMatching(teacher, critic, normaliser="none")),
+        (ScoreIdentity(teacher, critic), ScoreIdentity(teacher, critic, weight="none")),
+    ):
+        one, other = weighed(Sample(x), t, e), plain(Sample(x), t, e)
+        assert one.scale is not None and float((one.scale - 1).abs().max()) > 0.1
+        torch.testing.assert_close(one.gradient, one.scale[:, None] * other.gradient, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(other.scale, torch.ones(5, dtype=F64))
