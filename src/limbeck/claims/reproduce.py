@@ -16,16 +16,9 @@ import tyro
 from limbeck.claims.claim import Claim, Figures, failed, result
 from limbeck.claims.page import markdown, shown, verdict
 from limbeck.errors import LimbeckError
-from limbeck.methods import find
+from limbeck.methods import METHODS, find
 
-CLAIMS = {
-    "dmd": "limbeck.claims.generators.dmd",
-    "sid": "limbeck.claims.generators.sid",
-    "swiftbrush": "limbeck.claims.generators.swiftbrush",
-    "snoopi": "limbeck.claims.generators.snoopi",
-    "ict": "limbeck.claims.generators.ict",
-    "gaussian-score": "limbeck.claims.generators.gaussian_score",
-}
+CLAIMS = {name: f"limbeck.claims.generators.{name.replace('-', '_')}" for name in METHODS}
 
 
 @dataclass(frozen=True)

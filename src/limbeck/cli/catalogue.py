@@ -49,7 +49,7 @@ def listing(e: Entry) -> str:
 
 def page(e: Entry) -> str:
     """A method in full."""
-    lines = [f"{e.id}: {e.title}", f"{e.paper or e.title}, arXiv {e.arxiv} ({e.year})", needs(e), ""]
+    lines = [f"{e.id}: {e.title}", f"{e.paper}, arXiv {e.arxiv} ({e.year})", needs(e), ""]
     if e.module:
         cls, options, presets = e.load()
         base = presets["recommended"]
@@ -93,6 +93,6 @@ def citation(e: Entry) -> str:
     """BibTeX of the paper."""
     key = e.id.replace("-", "")
     return (
-        f"@misc{{{key}{e.year},\n  title = {{{e.paper or e.title}}},\n  year = {{{e.year}}},\n  eprint = {{{e.arxiv}}},\n"
+        f"@misc{{{key}{e.year},\n  title = {{{e.paper}}},\n  year = {{{e.year}}},\n  eprint = {{{e.arxiv}}},\n"
         f"  archivePrefix = {{arXiv}},\n  url = {{https://arxiv.org/abs/{e.arxiv}}}\n}}"
     )

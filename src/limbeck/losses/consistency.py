@@ -33,6 +33,27 @@ def squared(x: Tensor, y: Tensor) -> Tensor:
     return (x - y).square().flatten(1).mean(1)
 
 
+def consistency_pair(
+    student: Denoiser, target: Denoiser, x_high: Tensor, t_high: Tensor, x_low: Tensor, t_low: Tensor, cond: Cond | None = None
+) -> tuple[Tensor, Tensor]:
+    """(f(x_high, t_high), sg f^-(x_low, t_low)), in the shape of x; both calls see the same dropout masks.
+
+    The points belong to one path: made from one x0 and one eps (consistency training), or x_low is a teacher's ODE step
+    from x_high (distillation). Only the student's call at the larger noise is differentiated.
+    Raises LimbeckError where t_low is not below t_high in noise.
+    """
+    process = student.process
+    if bool((process.sigma(t_low) >= process.sigma(t_high)).any()):
+        raise LimbeckError("a consistency pair needs t_low below t_high in noise; check the order of the grid")
+    rng = RngCapture(x_high.device)
+    high = student(x_high, t_high, cond)
+    with torch.no_grad(), rng.replay():
+        low = target(x_low, t_low, cond)
+    if high.dtype in (torch.float16, torch.bfloat16):  # their difference underflows where the points are close
+        high = high.float()
+    return high, low.to(high).detach()
+
+
 def consistency_loss(
     student: Denoiser,
     target: Denoiser,
@@ -45,20 +66,6 @@ def consistency_loss(
     distance: Distance = pseudo_huber,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """E w d(f(x_high, t_high), sg f^-(x_low, t_low)), a scalar; both calls see the same dropout masks.
-
-    The points belong to one path: made from one x0 and one eps (consistency training), or x_low is a teacher's ODE step
-    from x_high (distillation). Only the student's call at the larger noise is differentiated. ``weight`` (B,).
-    Raises LimbeckError where t_low is not below t_high in noise.
-    """
-    process = student.process
-    if bool((process.sigma(t_low) >= process.sigma(t_high)).any()):
-        raise LimbeckError("a consistency pair needs t_low below t_high in noise; check the order of the grid")
-    rng = RngCapture(x_high.device)
-    high = student(x_high, t_high, cond)
-    with torch.no_grad(), rng.replay():
-        low = target(x_low, t_low, cond)
-    if high.dtype in (torch.float16, torch.bfloat16):  # their difference underflows where the points are close
-        high = high.float()
-    gap = distance(high, low.to(high).detach())
+    """E w d(f(x_high, t_high), sg f^-(x_low, t_low)) of a :func:`consistency_pair`, a scalar; ``weight`` (B,)."""
+    gap = distance(*consistency_pair(student, target, x_high, t_high, x_low, t_low, cond))
     return (gap if weight is None else weight.to(gap) * gap).mean()

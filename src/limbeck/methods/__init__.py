@@ -1,86 +1,9 @@
 """The methods, one room per system, and the one table that names them. Importing this imports no method."""
 
-from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from limbeck.errors import unknown
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One system: where it lives and what it needs."""
-
-    id: str
-    title: str
-    arxiv: str
-    year: int
-    module: str
-    """The module with METHOD, OPTIONS and PRESETS ("": a sampler, which distils nothing)."""
-    aliases: tuple[str, ...] = ()
-    data: str = "none"
-    """Training images: none, optional or needed."""
-    input_gradients: bool = False
-    """Does it back-propagate through the teacher's input?"""
-    networks: str = ""
-    """Networks held at once."""
-    null: str = "no"
-    """Does it need the teacher's null condition: no, for guidance, yes."""
-    paper: str = ""
-    """The paper's title."""
-
-    def load(self) -> tuple[Any, Any, dict[str, Any]]:
-        """(method class, options class, presets)."""
-        room = import_module(self.module)
-        return room.METHOD, room.OPTIONS, room.PRESETS
-
-
-_GENERATORS = "limbeck.methods.generators"
-METHODS: dict[str, Entry] = {
-    entry.id: entry
-    for entry in (
-        Entry(
-            "dmd", "Distribution matching distillation (DMD, DMD2)", "2311.18828", 2023, f"{_GENERATORS}.dmd", ("dmd2",),
-            data="optional (GAN)", networks="teacher, student, critic (+ discriminator heads)", null="for guidance",
-            paper="One-step Diffusion with Distribution Matching Distillation",
-        ),
-        Entry(
-            "sid", "Score identity distillation (SiD)", "2404.04057", 2024, f"{_GENERATORS}.sid",
-            data="optional (GAN)", input_gradients=True, networks="teacher, student, critic", null="for guidance",
-            paper="Score identity Distillation: Exponentially Fast Distillation of Pretrained Diffusion Models for One-Step "
-            "Generation",
-        ),
-        Entry(
-            "sim", "Score implicit matching (SIM)", "2410.16794", 2024, f"{_GENERATORS}.sim",
-            input_gradients=True, networks="teacher, student, critic",
-        ),
-        Entry(
-            "sfd", "Score forgetting distillation (SFD)", "2409.11219", 2024, f"{_GENERATORS}.sfd",
-            input_gradients=True, networks="teacher, student, critic",
-        ),
-        Entry(
-            "swiftbrush", "SwiftBrush: variational score distillation (VSD), image-free", "2312.05239", 2023,
-            f"{_GENERATORS}.swiftbrush", ("vsd", "swiftbrush-v2"), networks="teacher with adapters (the critic), student",
-            null="for guidance",
-            paper="SwiftBrush: One-Step Text-to-Image Diffusion Model with Variational Score Distillation",
-        ),
-        Entry(
-            "snoopi", "SNOOPI: random guidance and negative prompts for one-step generators", "2412.02687", 2024,
-            f"{_GENERATORS}.snoopi", ("nasa", "pg-sb"), networks="teacher with adapters (the critic), student",
-            null="for guidance", paper="SNOOPI: Supercharged One-step Diffusion Distillation with Proper Guidance",
-        ),
-        Entry(
-            "ict", "Consistency training (iCT, CT) and distillation (CD)", "2310.14189", 2023, f"{_GENERATORS}.ict",
-            ("ct", "cd"), data="needed", networks="student (+ target, teacher)",
-            paper="Improved Techniques for Training Consistency Models",
-        ),
-        Entry(
-            "gaussian-score", "Analytical teleportation with the Gaussian score", "2412.09726", 2024, "",
-            ("teleport", "teleportation"), data="statistics", networks="teacher",
-            paper="The Unreasonable Effectiveness of Gaussian Score Approximation for Diffusion Models and its Applications",
-        ),
-    )
-}  # fmt: skip
+from limbeck.methods.table import METHODS, Entry
 
 
 def find(name: str) -> Entry:

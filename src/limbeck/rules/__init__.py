@@ -8,6 +8,7 @@ from limbeck.rules.contract import (
     evaluating,
     fixed_target,
     frozen,
+    huber_surrogate,
     input_gradient,
     surrogate,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "evaluating",
     "fixed_target",
     "frozen",
+    "huber_surrogate",
     "input_gradient",
     "surrogate",
 ]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.denoisers import Cond, Denoiser
+from limbeck.losses import pseudo_huber
+from limbeck.noise import spread
 
 Target = Callable[[int], Denoiser]  # the teacher at an iteration: fixed, or one that changes (backtracking)
 
@@ -47,10 +49,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Pull:
-    """The gradient of the objective with respect to x, shape of x (of the sum over elements), and figures to log."""
+    """The gradient of the objective with respect to x, shape of x (of the sum over elements), and figures to log.
+
+    ``scale`` (B,): the weight per sample that the gradient holds as a factor (None: 1).
+    """
 
     gradient: Tensor
     logs: dict[str, Tensor] = field(default_factory=dict)
+    scale: Tensor | None = None
 
 
 @runtime_checkable
@@ -68,6 +74,19 @@ def fixed_target(teacher: Denoiser | Target) -> Target:
 def surrogate(x: Tensor, gradient: Tensor) -> Tensor:
     """The scalar mean(x sg[g]): its gradient with respect to x is g / numel(x). The one place where a pull meets a sample."""
     return (x * gradient.detach()).mean()
+
+
+def huber_surrogate(
+    x: Tensor, gradient: Tensor, scale: Tensor | None = None, *, c: float | None = 1e-3, reduce: str = "element"
+) -> Tensor:
+    """E scale d(x, sg[x - g / scale]) with the pseudo-Huber distance d of :func:`limbeck.losses.pseudo_huber`, a scalar (TDM).
+
+    For large c it is :func:`surrogate` up to the factor c; for small c the pull keeps its sign ("element") or direction
+    ("sample", one norm per sample) and loses its size but for ``scale`` (B,), the factor that the gradient holds.
+    """
+    w = x.new_ones(len(x)) if scale is None else scale.detach().to(x)
+    move = gradient.detach() / spread(w, x)
+    return (w * pseudo_huber(x, (x - move).detach(), c, reduce)).mean()
 
 
 @contextmanager

@@ -52,6 +52,7 @@ def through_both(
     """
     process = critic.process
     logs: dict[str, Tensor] = {}
+    scales: list[Tensor] = []
 
     def loss(x: Tensor) -> Tensor:
         x_t = process.diffuse(x, eps, t, sample.level)
@@ -59,13 +60,14 @@ def through_both(
         fake = guided(critic, x_t, t, sample.cond, critic_guidance)
         clean = denoising_target(process, x, x_t, eps, t, sample.level)
         w = WEIGHTS[weight](sample.clean.detach(), teacher.detach(), process, t).to(x)
+        scales.append(w)
         logs["gap"] = (teacher - fake).detach().square().mean().sqrt()
         logs["critic_lag"] = critic_lag(clean.detach(), fake.detach(), teacher.detach())
         return (w * integrand(teacher, fake, clean, t).flatten(1).sum(1)).sum()
 
     with evaluating(target, critic):
         gradient, _ = input_gradient(loss, sample.x, target, critic)
-    return Pull(gradient, logs)
+    return Pull(gradient, logs, scales[0])
 
 
 class ScoreIdentity:

@@ -18,9 +18,17 @@ def _mean_abs(sample: Sample, teacher: Tensor, process: Process, t: Tensor) -> T
     return 1 / ((sample.clean.detach() - teacher).abs().flatten(1).mean(1).double() + 1e-6)
 
 
+def _kl(sample: Sample, teacher: Tensor, process: Process, t: Tensor) -> Tensor:
+    # a_{t|level} (S_F - S_T), S = (a D - x) / s^2
+    step = process.a(t) if sample.level is None else process.transition(sample.level, t)[0]
+    return step * process.a(t) / process.s(t) ** 2
+
+
 # what the difference D_F - D_T of the x0 predictions is multiplied with, (B,)
 NORMALISERS: dict[str, Callable[[Sample, Tensor, Process, Tensor], Tensor]] = {
     "mean_abs": _mean_abs,  # DMD: 1 / mean |x - D_T|
+    "kl": _kl,  # the gradient of KL(samples || teacher) at t itself
+    "dmd1": lambda sample, teacher, process, t: process.a(t) * _mean_abs(sample, teacher, process, t),  # DMD of 2023, Eq. 8
     "none": lambda sample, teacher, process, t: torch.ones_like(t, dtype=torch.float64),
     "eps": lambda sample, teacher, process, t: 1 / process.sigma(t),  # difference of the eps predictions
     "vsd": lambda sample, teacher, process, t: process.a(t) * process.s(t),  # s^2 times that difference
@@ -34,7 +42,7 @@ class DistributionMatching:
     ``critic``: the score of the samples, ``critic_guidance`` its w (DMD: 1; VSD: the teacher's); None: the noise itself takes
     the place of its answer (SDS: the samples collapse onto the teacher's modes). ``negative``, ``critic_negative``: what
     takes the null condition's place in the guidance of either.
-    ``normaliser``: mean_abs, none, eps or vsd; ``ratio_weight``: h(r) of an f-divergence (None: reverse KL, h = 1).
+    ``normaliser``: mean_abs, dmd1, kl, none, eps or vsd; ``ratio_weight``: h(r) of an f-divergence (None: reverse KL, h = 1).
     A sample at a noise level is diffused from there. Logs: gap (rms of D_F - D_T), critic_lag (see diagnostics).
     """
 
@@ -71,7 +79,7 @@ class DistributionMatching:
         if self.ratio_weight is not None:
             scale = scale * self.ratio_weight(x_t, t, sample.cond)
         logs = {"gap": delta.square().mean().sqrt(), "critic_lag": critic_lag(clean, critic, teacher)}
-        return Pull(spread(scale, x) * delta, logs)
+        return Pull(spread(scale, x) * delta, logs, scale)
 
 
 def critic_lag(x: Tensor, critic: Tensor, teacher: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.denoisers import Cond, Denoiser
+from limbeck.errors import LimbeckError
 from limbeck.metrics import bootstrap_floor, frechet_distance
 from limbeck.noise import karras_grid
 from limbeck.samplers import heun
@@ -95,6 +96,17 @@ class Evaluator:
         copies = max(self.count // len(self.real), 1)
         labels = None if self.cond is None or "label" not in self.cond else self.cond["label"][: len(self.real)]
         return bootstrap_floor(self.reference, frechet_distance, repeats, 0, labels=labels, copies=copies)
+
+
+def scored(reward: Reward, name: str, x: Tensor, cond: Cond | None = None) -> Tensor:
+    """The rewards (B,) of samples x (B, ...). Raises LimbeckError where they are not one finite number per sample."""
+    value = reward(x, cond)
+    if not isinstance(value, Tensor) or tuple(value.shape) != (len(x),):
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise LimbeckError(f"the reward {name!r} gave {got} for {len(x)} samples; it must give one number each, ({len(x)},)")
+    if bad := int((~torch.isfinite(value)).sum()):
+        raise LimbeckError(f"the reward {name!r} is not finite for {bad} of {len(x)} samples, so they cannot be ranked")
+    return value.double()
 
 
 @dataclass(frozen=True)

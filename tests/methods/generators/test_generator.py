@@ -22,6 +22,8 @@ VARIANTS = {
     "swiftbrush low-rank": ("swiftbrush", {"critic": FASTER, "critic_rank": 2, "student_rank": 2, "critic_steps": 2}),
     "sds": ("swiftbrush", {"sds": True}),
     "snoopi": ("snoopi", {"critic": FASTER, "critic_rank": 2, "sigmas": (5.0, 1.0)}),
+    "rcm": ("rcm", {"cycle": 2, "warmup": 1, "dmd_weight": 1.0}),
+    "scm": ("rcm", {"dmd_weight": 0.0, "jvp": "semi"}),
     "ict": ("ict", {}),
     "ct": ("ict", {"target": "ema", "distance": "l2", "law": "uniform", "weight": "one", "curriculum": "growing", "s0": 2}),
     "cd": ("ict", {"target": "ema", "distance": "l2", "path": "teacher", "start": "teacher", "curriculum": "growing", "s0": 2}),

@@ -18,7 +18,7 @@ weights it then trains too (``"critic"``). Noise levels are given as sigma = s/a
 their own time (DMD2) or share the score difference's (``gan_time="shared"``, which f-distill needs).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from limbeck.methods.generators.generator import Ingredients
 from limbeck.methods.generators.score import ScoreDistillation, ScoreOptions
@@ -31,17 +31,29 @@ class DMDOptions(ScoreOptions):
     """Options of DMD and DMD2: those of all score methods, and the normaliser."""
 
     normaliser: str = "mean_abs"
-    """n of (1): mean_abs, or none, eps, vsd (see limbeck.rules)."""
+    """n of (1): mean_abs, dmd1 (a times that), none, eps, vsd (see limbeck.rules)."""
 
 
-_PAPER = OptimizerOptions(lr=2e-6, kind="adamw", betas=(0.9, 0.999), weight_decay=0.01, warmup=500, clip=10.0)
+def _rate(lr: float) -> OptimizerOptions:
+    return OptimizerOptions(lr=lr, kind="adamw", betas=(0.9, 0.999), weight_decay=0.01, warmup=500, clip=10.0)
+
+
+_PAPER = _rate(2e-6)
+# Stable Diffusion XL: times U{20..980} of its 1000 steps; one step is called at t = 399, four at 999, 749, 499 and 249
+_SDXL = DMDOptions(
+    iterations=4_800, batch=128, student=_rate(5e-7), critic=_rate(5e-7), discriminator=_rate(5e-7), critic_steps=5,
+    guidance=8.0, sigmas=(1.1606,), begin="unit", score_low=0.138, score_high=13.04, score_law="uniform", critic_law="process",
+    critic_weight="eps", gan_weight=5e-3, gan_critic_weight=1e-2, gan_on="critic",
+)  # fmt: skip
 PRESETS = {
     "recommended": DMDOptions(),
     "paper-imagenet64": DMDOptions(
         iterations=400_000, batch=280, student=_PAPER, critic=_PAPER, discriminator=_PAPER, sigmas=(80.0,), critic_steps=5,
-        score_low=0.002, score_high=80.0, critic_mean=-1.2, critic_std=1.2, gan_weight=3e-3, gan_critic_weight=1e-2,
+        score_low=0.00323, score_high=72.05, critic_law="process", gan_weight=3e-3, gan_critic_weight=1e-2,
         gan_on="critic", ema=EmaOptions("constant", 0.9999),
     ),
+    "paper-sdxl": _SDXL,
+    "paper-sdxl-4": replace(_SDXL, sigmas=(14.6146, 4.0817, 1.6129, 0.6932)),
 }  # fmt: skip
 
 

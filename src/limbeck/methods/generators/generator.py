@@ -109,7 +109,10 @@ def discriminator_on(watched: Any, parts: Ingredients, layers: tuple[str, ...]) 
 
 
 class Generator(Method):
-    """A student denoiser and its rollout over noise levels. Subclasses add roles and ``step``."""
+    """A student denoiser and its rollout over noise levels. Subclasses add roles and ``step``.
+
+    ``times``: the rollout's times in the process's own measure, in the noise levels' place.
+    """
 
     def __init__(
         self,
@@ -117,6 +120,7 @@ class Generator(Method):
         sigmas: tuple[float, ...],
         student: nn.Module | None = None,
         *,
+        times: Tensor | None = None,
         renoise: str = "fresh",
         begin: str = "noise",
     ):
@@ -124,8 +128,10 @@ class Generator(Method):
         process: Any = self.student.process
         self.process: Process = process
         self.shape, self.sigma_data = parts.shape, parts.sigma_data
-        last = torch.tensor([self.process.t_max], dtype=torch.float64)  # no level given: one step from the schedule's end
-        self.times = self.process.time_of(torch.tensor(sigmas, dtype=torch.float64)) if sigmas else last
+        if times is None:  # no level given: one step from the schedule's end
+            levels = torch.tensor(sigmas, dtype=torch.float64)
+            times = self.process.time_of(levels) if sigmas else levels.new_tensor([self.process.t_max])
+        self.times = times
         low, high = self.process.t_min, self.process.t_max
         if bool(((self.times < low) | (self.times > high)).any()):
             raise LimbeckError(

@@ -155,7 +155,7 @@ class SFD(ScoreDistillation):
         losses: list[Tensor] = []
         logs: dict[str, Tensor] = {}
         for lam, part, sample in self.streams(batch, o.critic_steps, o.remain_weight, o.forget_weight):
-            loss, found = self.student_loss(part, sample)
+            loss, found = yield from self.student_loss(part, sample)
             losses.append(lam * loss)
             logs |= found if sample.goal is None else {f"forget {name}": value for name, value in found.items()}
         yield Update("student", _sum(losses), logs)  # (2)

@@ -25,7 +25,7 @@ train the critic at noise levels (``score_low``, ``critic_mean``, ...) instead o
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -197,7 +197,7 @@ def rewarded(rule: ScoreRule, rewards: Sequence[tuple[ClampedReward, Reward]], i
             push, value = reward_gradient(reward, sample.x, sample.cond, options.tau, options.name)
             gradient = gradient + ramp(step, 0, options.weight, 0.0, iterations) * push  # (7)
             logs[f"reward {options.name}"] = value
-        return Pull(gradient, logs)
+        return replace(pull, gradient=gradient, logs=logs)
 
     return pulled
 

@@ -1,0 +1,184 @@
+"""f-distill: one-step students that match any f-divergence, not the reverse KL alone (arXiv 2502.15681). Needs images.
+
+With p_t and q_t the laws of teacher and student noised to t, r = p_t / q_t and D_f(p_t || q_t) = E_q f(r),
+
+(1) grad D_f = -E[h(r) (S_p - S_q)(x_t, t) a_t dG],  h(r) = r^2 f''(r)         DMD's pull with one weight per sample
+(2) r = exp l(x_t, t, c), l in [-10, 10], r in [0.1, 20]                        l: mean logit of the discriminator's heads
+(3) r <- r / (m_b + 1e-6),  m_b <- ema m_b + (1 - ema) mean of r in bin b       E_q[r] = 1 must hold at every noise level
+(4) h <- h / (mean of h + 1e-6)                                                 one scale for the whole batch
+(5) g = h (D_F - D_T^w) / mean|x - D_T^w|,  L_G = mean(x sg[g]) + lambda softplus(-l(x_t))
+(6) L_D = softplus(l(x_t^fake)) + softplus(-l(x_t^real)),  L_F = E w(t) |D_F(x_t, t, c) - sg[x]|^2
+
+    key       f(r)                              h(r)        covers modes
+    rkl       -log r                            1           no: this is DMD, bit for bit
+    sf        (r + 1) log(1/2 + 1/(2r))         1/(1+r)     no
+    js        r log r - (r + 1) log((r+1)/2)    r/(1+r)     between
+    sh        1 - sqrt(r)                       sqrt(r)/4   between
+    kl        r log r                           r           yes, noisy
+    jf        (r - 1) log r                     1+r         yes, noisiest
+    neyman    (1 - r)^2 / r                     2/r         least of all; not in the paper
+
+The ratio, the score difference and (by default) the generator's adversarial term are taken at the same (x_t, t). The bins of
+(3) have equal width in the uniform number that the law of t is made from: sigma^(1/7) between score_low and score_high, or
+the process's time where score_law is uniform. Equal widths there hold equally many samples. Sums for (3) and (4) are over the
+whole batch, micro-batches and ranks. rkl skips (2) to (4).
+
+Differs from the paper / from its authors' code: the code's bins have equal width in t; h of sh keeps its 1/4 and that of
+neyman its 2, which (4) removes. A logit that is not finite stops the run. One iteration here is one student update and
+``critic_steps`` critic updates, so that their 60,000 alternating iterations with 1 : 4 are 12,000. The logits cost a forward
+pass of the watched network of their own. The second phase of ImageNet (rate 5e-7) is a second run.
+"""
+
+import copy
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from limbeck.errors import LimbeckError
+from limbeck.methods.generators.generator import Ingredients
+from limbeck.methods.generators.ratio import RatioBins
+from limbeck.methods.generators.score import ScoreDistillation, ScoreOptions
+from limbeck.rules import DistributionMatching, Pull, Sample, density_ratio, divergence
+from limbeck.training import Batch, EmaOptions, OptimizerOptions, Total
+
+WANTED = 16  # samples in a bin, for its average to be about all of them and not about each
+
+
+@dataclass(frozen=True)
+class FDistillOptions(ScoreOptions):
+    """Options of f-distill: those of all score methods, the divergence and the bins. The defaults work on the digits."""
+
+    gan_weight: float = 1e-3
+    gan_time: Literal["own", "shared"] = "shared"
+    divergence: str = "js"
+    """f: rkl, sf, js, sh, kl, jf or neyman."""
+    ratio_bins: int = 10
+    ratio_ema: float = 0.9
+    """What a bin keeps of its average (0: the current batch alone decides)."""
+    normaliser: str = "mean_abs"
+    """What the score difference is multiplied with, as in DMD."""
+
+
+def _paper(lr: float) -> dict[str, Any]:
+    rate = OptimizerOptions(lr=lr, kind="adamw", betas=(0.9, 0.999), weight_decay=0.01, warmup=500, clip=10.0)
+    return {"student": rate, "critic": rate, "discriminator": rate, "ratio_ema": 0.0, "critic_law": "process"}
+
+
+# times U{20..980} of 1000 Karras levels, or of the 1000 steps of Stable Diffusion
+_EDM: dict[str, Any] = {"sigmas": (80.0,), "score_low": 0.00323, "score_high": 72.05}
+PRESETS = {
+    "recommended": FDistillOptions(),
+    "paper-cifar10": FDistillOptions(
+        iterations=12_000, batch=2048, critic_steps=4, gan_weight=1e-3, gan_r1=1.0, divergence="kl",
+        ema=EmaOptions("constant", 0.9999), **_EDM, **_paper(1e-4),
+    ),
+    "paper-imagenet64": FDistillOptions(
+        iterations=76_000, batch=512, critic_steps=4, gan_weight=3e-3, ema=EmaOptions("constant", 0.99995),
+        **_EDM, **_paper(2e-6) | {"ratio_ema": 0.5},
+    ),
+    "paper-sd15": FDistillOptions(
+        iterations=6_000, batch=1024, critic_steps=9, gan_weight=1e-3, gan_r1=1.0, guidance=1.75,
+        ema=EmaOptions("constant", 0.9996), sigmas=(14.6,), begin="unit", score_low=0.138, score_high=13.04,
+        score_law="uniform", critic_weight="eps", **_paper(1e-5),
+    ),
+}  # fmt: skip
+"""Unverified: what the paper's own text says of bins and averages (these are its authors' code's), and the critic's law."""
+
+
+class FDistill(ScoreDistillation):
+    """See the module. (5) and (6) are those of score distillation. Raises LimbeckError without images, without the adversarial
+    term, for a guided critic and an unknown divergence; warns where the batch is too small for the bins."""
+
+    def __init__(self, parts: Ingredients, options: FDistillOptions = PRESETS["recommended"]):
+        self.divergence = divergence(options.divergence)
+        self.ratios: RatioBins | None = None
+        if options.divergence != "rkl":
+            self.ratios = RatioBins(options.ratio_bins, options.ratio_ema)
+            _check(parts, options)
+        random = options.guidance_high is not None and options.guidance_random != "teacher"
+        if (options.critic_guidance, options.critic_training_guidance) != (1, 1) or random:
+            raise LimbeckError(
+                f"the critic of f-distill is not guided: critic_guidance={options.critic_guidance:g} and "
+                f"critic_training_guidance={options.critic_training_guidance:g} must be 1, and a random guidance is the "
+                "teacher's (guidance_random='teacher')"
+            )
+        super().__init__(parts, options)  # critic and discriminator (6)
+        self.rule = DistributionMatching(
+            parts.teacher, self.critic, guidance=options.guidance, normaliser=options.normaliser
+        )  # (5)
+
+    def weighed(self, rule: Any, batch: Batch, sample: Sample, t: Tensor, eps: Tensor) -> Any:
+        """The rule with h(r) as its ratio weight: one total for (3), one for (4)."""
+        if self.ratios is None:
+            return rule
+        with torch.no_grad():
+            r, u = self.ratio(batch, sample, t, eps), self.place(t)
+        sums = yield Total(self.ratios.sums(r, u))
+        h = self.divergence.h(self.ratios.normalise(r, u, sums))  # (1) of (3)
+        total, count = yield Total(torch.stack([h.sum(), torch.full_like(h[0], len(h))]))
+        h = h / (total / count + 1e-6)  # (4)
+        weighing = copy.copy(rule)
+        weighing.ratio_weight = lambda x_t, t, cond: h
+        logs = {"ratio": sums[0].sum() / sums[1].sum(), "weight_rms": h.square().mean().sqrt()}
+
+        def logged(sample: Sample, t: Tensor, eps: Tensor, step: int = 0) -> Pull:
+            pull = weighing(sample, t, eps, step)
+            return replace(pull, logs={**pull.logs, **logs})
+
+        return logged
+
+    def ratio(self, batch: Batch, sample: Sample, t: Tensor, eps: Tensor) -> Tensor:
+        """(2) at the point x_t of the score difference, (B,). Raises LimbeckError for logits that are not finite."""
+        assert self.adversary is not None
+        logits = self.adversary.logits(self.process.diffuse(sample.x.detach(), eps, t, sample.level), t, sample.cond)
+        if not bool(torch.isfinite(logits).all()):
+            raise LimbeckError(
+                f"the discriminator's logits are not finite at step {batch.step}: there is no density ratio; lower its "
+                "learning rate, clip its gradient, or train in float32"
+            )
+        return density_ratio(logits)  # (2)
+
+    def place(self, t: Tensor) -> Tensor:
+        """Where times (B,) lie in the law of score times: the u in [0, 1] that it makes t from, whole samples alike."""
+        ends = self.score_times(torch.tensor([0.0, 1.0], dtype=torch.float64, device=t.device))
+        rho = self.rho
+        low, high = ends if rho is None else self.process.sigma(ends) ** (1 / rho)
+        return ((t if rho is None else self.process.sigma(t) ** (1 / rho)) - low) / (high - low)
+
+    def finish(self, step: int) -> None:
+        if self.ratios is not None:
+            self.ratios.finish()
+
+    def state(self) -> dict[str, Tensor]:
+        return {} if self.ratios is None else self.ratios.state()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        if self.ratios is not None:
+            self.ratios.load_state(state)
+
+
+def _check(parts: Ingredients, o: FDistillOptions) -> None:
+    if not parts.images:
+        raise LimbeckError(
+            "f-distill needs real (or teacher-sampled) images for the ratio; give data, or use dmd or sid, which need none"
+        )
+    if o.gan_weight <= 0:
+        raise LimbeckError(
+            f"gan_weight={o.gan_weight:g}: the ratio needs the discriminator; set gan_weight > 0, or divergence to 'rkl'"
+        )
+    expected = o.batch / o.ratio_bins  # the law of places is uniform
+    if o.ratio_ema < 0.9 and expected < WANTED:
+        warnings.warn(
+            f"a batch of {o.batch} puts {expected:.2g} samples into each of {o.ratio_bins} time bins: with "
+            f"ratio_ema={o.ratio_ema:g} a ratio that is alone in its bin is divided by itself, and the divergence makes no "
+            f"difference; use batches of at least {WANTED * o.ratio_bins}, fewer ratio_bins, or ratio_ema of 0.9",
+            stacklevel=3,
+        )
+
+
+METHOD, OPTIONS = FDistill, FDistillOptions
+__all__ = ["PRESETS", "FDistill", "FDistillOptions"]
