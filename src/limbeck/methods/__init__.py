@@ -48,6 +48,10 @@ METHODS: dict[str, Entry] = {
             ("fdistill", "f-divergence"), data="needed", networks="teacher, student, critic, discriminator heads",
         ),
         Entry(
+            "disback", "Distribution backtracking around any score distillation (DisBack)", "2408.15991", 2024,
+            f"{_GENERATORS}.disback", data="optional (GAN)", networks="teacher, student, critic, target",
+        ),
+        Entry(
             "ict", "Consistency training (iCT, CT) and distillation (CD)", "2310.14189", 2023, f"{_GENERATORS}.ict",
             ("ct", "cd"), data="needed", networks="student (+ target, teacher)",
         ),

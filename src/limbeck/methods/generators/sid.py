@@ -19,7 +19,7 @@ well separated modes, so expect SiD to miss mode weights that distribution match
 
 import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from limbeck.denoisers import check_denoiser
 from limbeck.errors import LimbeckError
@@ -56,17 +56,17 @@ PRESETS = {
 
 
 class SiD(ScoreDistillation):
-    """See the module. The teacher must let gradients through to its input."""
+    """See the module. The teacher must let gradients through to its input. ``given``: as :class:`ScoreDistillation` takes it."""
 
     order: Literal["student", "critic"] = "critic"
 
-    def __init__(self, parts: Ingredients, options: SiDOptions = PRESETS["recommended"]):
+    def __init__(self, parts: Ingredients, options: SiDOptions = PRESETS["recommended"], **given: Any):
         check_denoiser(parts.teacher, *first_rows(parts), gradients=True)
         if not 0.5 <= options.alpha <= 1.5:
             warnings.warn(f"alpha={options.alpha:g} lies outside [0.5, 1.5], where SiD was found to work", stacklevel=2)
         if options.critic_guidance == 0 and options.guidance != 1:
             raise LimbeckError(f"Zero-CFG (critic_guidance 0) wants an unguided teacher, not guidance {options.guidance:g}")
-        super().__init__(parts, options)  # critic (2), its guidance (3)
+        super().__init__(parts, options, **given)  # critic (2), its guidance (3)
         self.rule = ScoreIdentity(  # (1), (3)
             parts.teacher, self.critic, alpha=options.alpha, weight=options.weight,
             guidance=options.guidance, critic_guidance=options.critic_guidance,
