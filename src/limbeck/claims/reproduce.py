@@ -19,6 +19,8 @@ from limbeck.methods import find
 CLAIMS = {
     "dmd": "limbeck.claims.generators.dmd",
     "sid": "limbeck.claims.generators.sid",
+    "f-distill": "limbeck.claims.generators.f_distill",
+    "disback": "limbeck.claims.generators.disback",
     "ict": "limbeck.claims.generators.ict",
     "gaussian-score": "limbeck.claims.generators.gaussian_score",
 }

@@ -54,8 +54,8 @@ class DisBackOptions(ScoreOptions):
 
     host: str = "dmd"
     """Which score distillation."""
-    host_options: dict[str, Any] = field(default_factory=dict)
-    """Options that the host alone has, by name."""
+    host_options: dict[str, int | float | bool | str] = field(default_factory=dict)
+    """Options that the host alone has, names and values by turns."""
     degrade: int = 80
     """K1: iterations in which the teacher's copy learns the untrained student."""
     every: int = 10
@@ -133,11 +133,11 @@ class DisBack(Generator):
         self.roles = {**self.host.roles, "target": Role(self.path.holder)}
         self.count = len(self.path.weights) or o.nodes or o.degrade // o.every  # N
         self.target = self._target()
-        retarget(self.host, self.target)
+        retarget(self.host, self.target)  # (4)
         self._loss = 0.0
 
     def _target(self) -> Backtracking:
-        """(4)"""
+        """The order of (4), checked."""
         o, n = self.options, self.count
         if o.targets == "teacher":
             return Backtracking(self.path, [], [0])
