@@ -139,18 +139,18 @@ PRESETS = {
 
 
 class SiD(ScoreDistillation):
-    """See the module. The teacher must let gradients through to its input."""
+    """See the module. The teacher must let gradients through to its input. ``given``: as :class:`ScoreDistillation` takes it."""
 
     order: Literal["student", "critic"] = "critic"
 
-    def __init__(self, parts: Ingredients, options: SiDOptions = PRESETS["recommended"]):
+    def __init__(self, parts: Ingredients, options: SiDOptions = PRESETS["recommended"], **given: Any):
         check_denoiser(parts.teacher, *first_rows(parts), gradients=True)
         options = options.guided  # (3)
         if not 0.5 <= options.alpha <= 1.5:
             warnings.warn(f"alpha={options.alpha:g} lies outside [0.5, 1.5], where SiD was found to work", stacklevel=2)
         if options.critic_guidance == 0 and options.guidance != 1:
             raise LimbeckError(f"Zero-CFG (critic_guidance 0) wants an unguided teacher, not guidance {options.guidance:g}")
-        super().__init__(parts, options)  # critic (2) with its discriminator (5), rollout (4)
+        super().__init__(parts, options, **given)  # critic (2) with its discriminator (5), rollout (4)
         self.gan_scale = options.gan_scale
         self.rule = ScoreIdentity(  # (1)
             parts.teacher, self.critic, alpha=options.alpha, weight=options.weight,
