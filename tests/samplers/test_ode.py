@@ -80,7 +80,7 @@ def test_number_of_calls_and_final_step(solver, calls, calls_to_the_end, process
 def test_dtype_shape_and_condition(name, process, wobbly, normal):
     times = process.time_of(karras_grid(4, 0.05, 20.0))
     denoiser, x, shift = wobbly(process), normal(3, 2, 5, 6), {"shift": normal(3, 1, 1, 1)}
-    options = {"noise": lambda step: normal(3, 2, 5, 6, seed=step)} if name in ("ancestral", "stochastic_edm") else {}
+    options = {"noise": lambda step: normal(3, 2, 5, 6, seed=step)} if name in ("ancestral", "stochastic_edm", "tcd") else {}
     full = SOLVERS[name](denoiser, x, times, shift, **options)
     for dtype, tolerance in [(torch.float32, 2e-6), (torch.bfloat16, 0.08)]:
         low = SOLVERS[name](denoiser, x.to(dtype), times.tolist(), shift, **options)
@@ -103,7 +103,7 @@ def test_low_precision_does_not_round_the_coefficients(wobbly):
 def test_solvers_never_wait_for_the_device_of_x(name, process, wobbly):
     """On the meta device nothing can be read back, and coefficients may not live elsewhere as full tensors."""
     x = torch.zeros(2, 6, device="meta")
-    options = {"noise": generator_noise(x)} if name in ("ancestral", "stochastic_edm") else {}
+    options = {"noise": generator_noise(x)} if name in ("ancestral", "stochastic_edm", "tcd") else {}
     assert SOLVERS[name](wobbly(process), x, process.time_of(karras_grid(4, 0.05, 20.0)), **options).is_meta
 
 
