@@ -167,6 +167,33 @@ def test_guidance_is_on_the_teacher_alone_and_costs_its_calls():
         DistributionMatching(Gaussian(), critic, guidance=2.0)(Sample(x, cond), t, e)
 
 
+def test_negative_conditions_take_the_nulls_place_on_their_own_side():
+    null = {"label": torch.tensor(0.0, dtype=F64)}
+    teacher, critic = Gaussian(0.3, 1.0, null=null), Gaussian(-0.2, 0.7, null=null)
+    x, e, t = torch.randn(5, 1, dtype=F64), torch.randn(5, 1, dtype=F64), torch.rand(5, dtype=F64) + 0.3
+    cond, minus = {"label": torch.ones(5, dtype=F64)}, {"label": torch.full((5,), -2.0, dtype=F64)}
+    x_t = x + t[:, None] * e
+    for sides in ((minus, None), (None, minus), (minus, minus)):
+        rule = DistributionMatching(
+            teacher, critic, guidance=2.0, critic_guidance=3.0, normaliser="none", negative=sides[0], critic_negative=sides[1]
+        )
+        expected = []
+        for denoiser, negative, w in ((teacher, sides[0], 2.0), (critic, sides[1], 3.0)):
+            base = denoiser(x_t, t, negative or {"label": torch.zeros(5, dtype=F64)})
+            expected.append((base + w * (denoiser(x_t, t, cond) - base)).detach())
+        torch.testing.assert_close(rule(Sample(x, cond), t, e).gradient, expected[1] - expected[0], rtol=1e-12, atol=1e-14)
+
+
+def test_without_a_critic_the_noise_answers():
+    teacher, process = Gaussian(0.3, 1.0, RectifiedFlow()), RectifiedFlow()
+    x, e, t = torch.randn(5, 1, dtype=F64), torch.randn(5, 1, dtype=F64), 0.9 * torch.rand(5, dtype=F64) + 0.05
+    pull = DistributionMatching(teacher, None, normaliser="vsd")(Sample(x), t, e)
+    x_t = process.add_noise(x, e, t)
+    eps = process.convert(teacher(x_t, t), x_t, t, "x0", "eps").detach()
+    torch.testing.assert_close(pull.gradient, process.s(t)[:, None] ** 2 * (eps - e), rtol=1e-9, atol=1e-12)
+    assert float(pull.logs["critic_lag"]) == 0.0
+
+
 def test_a_teacher_in_another_process_pulls_the_same():
     torch.manual_seed(3)
     flow = RectifiedFlow()

@@ -329,3 +329,24 @@ def test_impossible_options_say_so():
         method = Toy()
         method.student.requires_grad_(False)
         make(method)
+
+
+def test_values_are_clipped_after_the_norm():
+    def change(**clips):
+        method = Toy(optimizer=OptimizerOptions(lr=1.0, kind="sgd", **clips))
+        before = [p.clone() for p in method.student.parameters()]
+        made = Loop(method, TensorSource(torch.zeros(8, 2, dtype=torch.float64)), LoopOptions(1, 8), quiet=True)
+        figures = made.iterate()
+        return [p.detach() - b.detach() for p, b in zip(method.student.parameters(), before, strict=True)], figures[
+            "grad_norm/student"
+        ]
+
+    (plain, norm), (short, _) = change(), change(clip=0.01)
+    (both, same), (value, _) = change(clip=0.01, clip_value=2e-3), change(clip_value=2e-3)
+    assert same == norm > 0.01 and max(float(d.abs().max()) for d in short) > 2e-3  # both clips act
+    for a, b, c, d in zip(plain, short, both, value, strict=True):
+        torch.testing.assert_close(b, a * (0.01 / norm), rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(c, b.clamp(-2e-3, 2e-3), rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(d, a.clamp(-2e-3, 2e-3), rtol=1e-12, atol=1e-15)
+    with pytest.raises(LimbeckError, match="clip_value=0 would leave no gradient; give a positive value, or None"):
+        OptimizerOptions(clip_value=0.0)

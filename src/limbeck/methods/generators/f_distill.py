@@ -90,10 +90,11 @@ PRESETS = {
 
 
 class FDistill(ScoreDistillation):
-    """See the module. (5) and (6) are those of score distillation. Raises LimbeckError without images, without the adversarial
+    """See the module. (5) and (6) are those of score distillation. ``given``: a student, critic or producer of one's
+    own. Raises LimbeckError without images, without the adversarial
     term, for a guided critic and an unknown divergence; warns where the batch is too small for the bins."""
 
-    def __init__(self, parts: Ingredients, options: FDistillOptions = PRESETS["recommended"]):
+    def __init__(self, parts: Ingredients, options: FDistillOptions = PRESETS["recommended"], **given: Any):
         self.divergence = divergence(options.divergence)
         self.ratios: RatioBins | None = None
         if options.divergence != "rkl":
@@ -106,7 +107,7 @@ class FDistill(ScoreDistillation):
                 f"critic_training_guidance={options.critic_training_guidance:g} must be 1, and a random guidance is the "
                 "teacher's (guidance_random='teacher')"
             )
-        super().__init__(parts, options)  # critic and discriminator (6)
+        super().__init__(parts, options, **given)  # critic and discriminator (6)
         self.rule = DistributionMatching(
             parts.teacher, self.critic, guidance=options.guidance, normaliser=options.normaliser
         )  # (5)

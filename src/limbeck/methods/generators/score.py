@@ -19,6 +19,7 @@ from limbeck.methods.generators.adversary import Adversary
 from limbeck.methods.generators.generator import Generator, Ingredients, check_guidance, discriminator_on, trained_copy
 from limbeck.methods.generators.levels import level_laws
 from limbeck.methods.generators.producers import Producer, uniform_steps, whole_chain
+from limbeck.networks import ChannelMean, Heads
 from limbeck.noise import between
 from limbeck.rules import Pull, Sample, ScoreRule, huber_surrogate, surrogate
 from limbeck.tasks import drop_conditions
@@ -95,8 +96,14 @@ class ScoreOptions:
     gan_on: Literal["teacher", "critic"] = "teacher"
     gan_time: Literal["own", "shared"] = "own"
     """The student's adversarial term at a time of its own, or at the very point of the score difference."""
+    gan_head: Literal["trained", "mean"] = "trained"
+    """Small networks on the features, or none: the mean over the critic's channels is the logit (gan_on="critic")."""
     gan_features: tuple[str, ...] = ()
     """Names of the tapped layers (empty: the network's own choice)."""
+    gan_paired: bool = False
+    """Real and fake samples are judged at one time, under one noise."""
+    gan_clamp: float | None = None
+    """Largest size of a logit (None: any)."""
     gan_r1: float = 0.0
     """Weight of the finite-difference R1 penalty."""
     gan_after: int = 0
@@ -110,6 +117,10 @@ class ScoreOptions:
             raise LimbeckError(f"critic_steps={self.critic_steps}: the critic needs at least 1 update per student update")
         if self.guidance_high is not None and not 0 <= self.guidance <= self.guidance_high:
             raise LimbeckError(f"a random guidance needs 0 <= low <= high, not U({self.guidance:g}, {self.guidance_high:g})")
+        if self.gan_head == "mean" and self.gan_on != "critic":
+            raise LimbeckError(
+                "gan_head='mean' has no weights of its own: it needs gan_on='critic', which is trained to be read"
+            )
 
 
 class ScoreDistillation(Generator):
@@ -160,9 +171,13 @@ class ScoreDistillation(Generator):
             if not parts.images:
                 raise LimbeckError("gan_weight > 0 needs real images for the discriminator; give data or set gan_weight to 0")
             watched = self.critic if o.gan_on == "critic" else parts.begin  # a teacher in closed form has no layers
-            heads = discriminator_on(watched, parts, o.gan_features)
-            self.adversary = Adversary(watched, heads, self.critic_times, self.normal, o.gan_r1)
-            self.roles["discriminator"] = Role(heads, o.discriminator)
+            kind: Any = (ChannelMean, "encoder_layers") if o.gan_head == "mean" else (Heads, "feature_layers")
+            heads = discriminator_on(watched, parts, o.gan_features, *kind)
+            self.adversary = Adversary(
+                watched, heads, self.critic_times, self.normal, o.gan_r1, paired=o.gan_paired, clamp=o.gan_clamp
+            )
+            if self.adversary.trained:
+                self.roles["discriminator"] = Role(heads, o.discriminator)
 
     def step(self, batch: Batch) -> Step:
         o, waiting = self.options, batch.step < self.options.student_after
@@ -195,7 +210,7 @@ class ScoreDistillation(Generator):
         if self.adversary is not None and batch.step >= o.gan_after:
             if o.gan_time == "own":
                 t, eps = self.adversary_time(batch, sample), self.normal(batch, "gan noise")
-            gradient = gradient + o.gan_weight * self.adversary.gradient(sample, t, eps)
+            gradient = yield from self.with_adversary(pull, self.adversary.gradient(sample, t, eps))
         return self.pulled(sample, replace(pull, gradient=gradient)), logs
 
     def critic_update(self, batch: Batch, sample: Sample) -> Step:
@@ -206,7 +221,8 @@ class ScoreDistillation(Generator):
             return
         gan, logs = self.adversary.loss(batch, sample)
         if self.options.gan_on == "critic":
-            yield Update(("critic", "discriminator"), loss + self.options.gan_critic_weight * gan, logs)
+            both = ("critic", "discriminator") if self.adversary.trained else "critic"
+            yield Update(both, loss + self.options.gan_critic_weight * gan, logs)
         else:
             yield Update("critic", loss)
             yield Update("discriminator", gan, logs)
@@ -245,6 +261,11 @@ class ScoreDistillation(Generator):
         if own is None:
             return super().sampler(ema, steps)
         return own(self, self.roles["student"].best if ema else self.student, steps, **how)
+
+    def with_adversary(self, pull: Pull, gan: Tensor) -> Any:
+        """Returns the student's gradient from its pull and from the adversarial term's; may yield totals."""
+        return pull.gradient + self.options.gan_weight * gan
+        yield  # a generator, like what it is called from
 
     def critic_condition(self, batch: Batch, cond: Cond | None) -> Cond | None:
         """The conditions that the critic is trained with."""
