@@ -22,6 +22,7 @@ from limbeck.metrics import class_variance_ratio
 from limbeck.networks import ResidualMLP
 from limbeck.noise import RectifiedFlow
 from limbeck.tasks import Task
+from limbeck.training import OptimizerOptions
 
 SIGMAS, BOUNDARY = (5.0, 1.6, 0.5, 0.16), 0.5
 ITERATIONS, BATCH = 600, 128
@@ -76,16 +77,16 @@ def velocity_loss(critic: Preconditioned, count: int, naive: bool) -> torch.Tens
 
 def students(seed: int, task: Task, iterations: int, batch: int) -> Figures:
     """The arms that are distilled."""
-    common = {"iterations": iterations, "batch": batch, "sigmas": SIGMAS}
+    common: dict[str, Any] = {"iterations": iterations, "batch": batch, "sigmas": SIGMAS}
     phased, _ = distil("phased-dmd", seed, task=task, boundaries=(BOUNDARY,), **common)
     fresh, _ = distil("dmd", seed, task=task, **common)
     truncated, _ = distil("dmd", seed, task=task, renoise="ode", **common)
     dead, _ = distil("phased-dmd", seed, task=task, boundaries=(BOUNDARY,), **{**common, "iterations": iterations // 4},
-                     critic=replace(phased.options.critic, lr=0.0))  # fmt: skip
+                     critic=OptimizerOptions(lr=0.0))  # fmt: skip
     deterministic = replace(fresh.rollout, renoise="ode")
     student: Any = fresh.roles["student"].best
     figures: Figures = {}
-    arms = {
+    arms: dict[str, Any] = {
         "phased": phased.sampler(), "own": fresh.sampler(), "truncated": truncated.sampler(), "dead critic": dead.sampler(),
         "ode": lambda z, cond, noise: deterministic(student, z, cond).x,
         "start": lambda z, cond, noise: deterministic(task.start, z, cond).x,

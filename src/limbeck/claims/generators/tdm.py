@@ -28,7 +28,7 @@ def measure(seed: int) -> Figures:
 
 def students(seed: int, task: Task, iterations: int, batch: int) -> Figures:
     """The arms; energy distances times 1000."""
-    common = {"iterations": iterations, "batch": batch}
+    common: dict[str, Any] = {"iterations": iterations, "batch": batch}
     trained: dict[str, Any] = {
         "is": distil("tdm", seed, task=task, critic_target="is", **common)[0],
         "exact": distil("tdm", seed, task=task, anchor="x", **common)[0],

@@ -162,7 +162,6 @@ class PhasedDMD(ScoreDistillation):
         cuts = self.phases.boundaries
         experts = [trained_copy(serving(begin, low, high), o.student_rank, o.adapter_alpha) for high, low in pairwise(cuts)]
         critics = [critic_above(begin, low, o.critic_rank, o.adapter_alpha) for low in cuts[1:]]
-        self.phased = o
         super().__init__(
             parts, o, student=student_experts(cuts, experts), critic=PhaseCritics(critics), producer=self.phases
         )  # the critics' targets (2) and weights (3)
@@ -178,7 +177,7 @@ class PhasedDMD(ScoreDistillation):
 
     def times_between(self, u: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """Times of the phase: uniform before the time shift, or in Karras' spacing."""
-        return between(self.process, u, low, high, self.rho, self.phased.time_shift)
+        return between(self.process, u, low, high, self.rho, self.options.time_shift)
 
     @torch.no_grad()
     def finish(self, step: int) -> None:
@@ -189,9 +188,9 @@ class PhasedDMD(ScoreDistillation):
         role, index = self.roles["student"], len(self.phases.ends) - 1 - k  # experts are counted from the least noisy
         names = [n for n, p in self.student.get_submodule(f"expert_{index}").named_parameters() if p.requires_grad]
         done = _member(self.student, index, names)
-        if self.phased.freeze == "average" and role.ema is not None:
+        if self.options.freeze == "average" and role.ema is not None:
             torch._foreach_copy_(done, _member(role.ema, index, names))
-        if self.phased.start == "previous":
+        if self.options.start == "previous":
             for module in (self.student, role.ema):
                 if module is not None:
                     torch._foreach_copy_(_member(module, index - 1, names), done)
