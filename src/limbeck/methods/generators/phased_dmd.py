@@ -162,7 +162,6 @@ class PhasedDMD(ScoreDistillation):
         cuts = self.phases.boundaries
         experts = [trained_copy(serving(begin, low, high), o.student_rank, o.adapter_alpha) for high, low in pairwise(cuts)]
         critics = [critic_above(begin, low, o.critic_rank, o.adapter_alpha) for low in cuts[1:]]
-        self.phased = o
         super().__init__(
             parts, o, student=student_experts(cuts, experts), critic=PhaseCritics(critics), producer=self.phases
         )  # the critics' targets (2) and weights (3)
@@ -178,7 +177,7 @@ class PhasedDMD(ScoreDistillation):
 
     def times_between(self, u: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """Times of the phase: uniform before the time shift, or in Karras' spacing."""
-        return between(self.process, u, low, high, self.rho, self.phased.time_shift)
+        return between(self.process, u, low, high, self.rho, self.options.time_shift)
 
     def finish(self, step: int) -> None:
         end_phase(self, self.phases, step)
