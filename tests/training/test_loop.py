@@ -272,6 +272,11 @@ def test_learning_rates_and_averages_are_the_formulas():
     assert rates[12] == pytest.approx(2.0 * 0.55)  # half-way between 1 and 0.1
     assert min(rates[4:]) == rates[-1] > 0.2
     assert OptimizerOptions(lr=1.0).lr_at(7, 9) == 1.0
+    twice = replace(options, restarts=2)
+    assert [twice.lr_at(step, 40) for step in range(40)] == 2 * rates
+    assert [twice.lr_at(step, 39) for step in range(39)] == (2 * rates)[:-1]
+    with pytest.raises(LimbeckError, match="restarts=0: warm-up and decay run at least once"):
+        OptimizerOptions(restarts=0)
     assert EmaOptions("constant", 0.9).decay(5) == 0.9
     assert EmaOptions("half_life", 10.0).decay(3) ** 10 == pytest.approx(0.5)
     assert EmaOptions("half_life", 10.0, ramp=0.05).decay(20) == pytest.approx(0.5)

@@ -52,6 +52,7 @@ class PhasedDMDOptions(ScoreOptions):
     sigmas: tuple[float, ...] = (5.0, 1.6, 0.5, 0.17)
     renoise: Literal["fresh", "fixed", "ode"] = "ode"
     anchor: Literal["x", "x0"] = "x0"
+    critic_damping: float = 1.0
     damping_by: Literal["variance", "share"] = "share"
     boundaries: tuple[float, ...] = (0.5,)
     """sigma of t_1 > t_2 > ... above 0, each one of ``sigmas`` but the first; one phase more than there are of them."""
@@ -76,7 +77,7 @@ _WAN = OptimizerOptions(4e-7, "adamw", (0.0, 0.999))
 _PAPER = PhasedDMDOptions(
     iterations=4000, batch=64, student=replace(_WAN, lr=5e-5), critic=_WAN, student_rank=64, adapter_alpha=8.0, critic_steps=5,
     sigmas=(_INF, 15.0, 5.0, 5 / 3), boundaries=(5.0,), guidance=4.0, score_low=1e-3, score_high=1e4, score_law="uniform",
-    time_shift=5.0, critic_weight="velocity", damping_by="variance", anchor="x", normaliser="kl",
+    time_shift=5.0, critic_weight="velocity", critic_damping=10.0, damping_by="variance", anchor="x", normaliser="kl",
 )  # fmt: skip
 PRESETS = {
     "recommended": PhasedDMDOptions(),
@@ -161,6 +162,7 @@ class PhasedDMD(ScoreDistillation):
         cuts = self.phases.boundaries
         experts = [trained_copy(serving(begin, low, high), o.student_rank, o.adapter_alpha) for high, low in pairwise(cuts)]
         critics = [critic_above(begin, low, o.critic_rank, o.adapter_alpha) for low in cuts[1:]]
+        self.phased = o
         super().__init__(
             parts, o, student=student_experts(cuts, experts), critic=PhaseCritics(critics), producer=self.phases
         )  # the critics' targets (2) and weights (3)
@@ -176,7 +178,7 @@ class PhasedDMD(ScoreDistillation):
 
     def times_between(self, u: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """Times of the phase: uniform before the time shift, or in Karras' spacing."""
-        return between(self.process, u, low, high, self.rho, self.options.time_shift)
+        return between(self.process, u, low, high, self.rho, self.phased.time_shift)
 
     @torch.no_grad()
     def finish(self, step: int) -> None:
@@ -187,9 +189,9 @@ class PhasedDMD(ScoreDistillation):
         role, index = self.roles["student"], len(self.phases.ends) - 1 - k  # experts are counted from the least noisy
         names = [n for n, p in self.student.get_submodule(f"expert_{index}").named_parameters() if p.requires_grad]
         done = _member(self.student, index, names)
-        if self.options.freeze == "average" and role.ema is not None:
+        if self.phased.freeze == "average" and role.ema is not None:
             torch._foreach_copy_(done, _member(role.ema, index, names))
-        if self.options.start == "previous":
+        if self.phased.start == "previous":
             for module in (self.student, role.ema):
                 if module is not None:
                     torch._foreach_copy_(_member(module, index - 1, names), done)

@@ -51,7 +51,7 @@ class HyperSDOptions:
     sigma_low: float = 0.002
     sigma_high: float = 80.0
     target: Literal["uniform", "border"] = "uniform"
-    """u_e of (2): anywhere below the teacher's jump, or the border."""
+    """u_e of (3): anywhere below the teacher's jump, or the border."""
     teacher: Literal["base", "previous_stage"] = "base"
     """Whose ODE is followed: the teacher's, or from the second stage on that of the stage before."""
     guidance_low: float = 1.0
