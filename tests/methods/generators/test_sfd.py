@@ -318,6 +318,10 @@ def test_bad_prompts(pairs, remain, message):
         ({"forget": ("0=judged",)}, "judged and sampled overrides need a classifier; give judge"),
         ({"forget": ("0=2",), "gan_weight": 0.1}, "SFD has no adversarial term; set gan_weight to 0"),
         ({"forget": ("0=2",), "forget_weight": -1.0}, "cannot be negative"),
+        (
+            {"forget": ("0=2",), "remain_weight": 0.0, "forget_weight": 0.0},
+            "one of the student's two and of the critic's must be",
+        ),
         ({"forget": ("0=2",), "negative_label": 0}, r"acts through guidance, but the scales of \('teacher',\) are 1"),
         ({"forget": ("0=2",), "negative_of": ("critics",)}, "unknown place of the negative condition 'critics'"),
         ({"forget": ("0=2",), "distance": "l3", "rule": "sim"}, "unknown score distance 'l3'"),

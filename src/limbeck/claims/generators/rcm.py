@@ -89,7 +89,9 @@ def judge(runs: Sequence[Figures]) -> list[Check]:
         at_most("quality: samples off the modes, rCM / sCM", ratio("rCM", "sCM", "off"), 0.9),
         at_most("diversity: total variation of the modes' shares, rCM / DMD", ratio("rCM", "DMD", "tv"), 0.8),
         at_least("control: samples off the modes, start / rCM", m["start off"] / m["rCM 4 steps off"], 2.0),
-        at_most("quality within 10 % of the better half: off the modes, rCM / DMD", ratio("rCM", "DMD", "off"), 1.1, gated=False),
+        at_most(
+            "quality within 10 % of the better half: off the modes, rCM / DMD", ratio("rCM", "DMD", "off"), 1.1, gated=False
+        ),
         at_most("diversity within 10 % of the better half: rCM / sCM", ratio("rCM", "sCM", "tv"), 1.1, gated=False),
         at_least("trade-off: total variation, ten times lambda / lambda", ratio("heavy", "rCM", "tv"), 1.0, gated=False),
         at_most("trade-off: off the modes, ten times lambda / lambda", ratio("heavy", "rCM", "off"), 1.0, gated=False),

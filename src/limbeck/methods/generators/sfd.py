@@ -89,6 +89,8 @@ class SFDOptions(ScoreOptions):
         weights = (self.remain_weight, self.forget_weight, self.critic_remain_weight, self.critic_forget_weight)
         if min(weights) < 0 or not 0 <= self.forget_warmup <= 1:
             raise LimbeckError(f"the weights {weights} of SFD and forget_warmup={self.forget_warmup:g} cannot be negative")
+        if max(weights[:2]) == 0 or max(weights[2:]) == 0:
+            raise LimbeckError(f"of the weights {weights} of SFD, one of the student's two and of the critic's must be above 0")
         for name in self.negative_of:
             if name not in NEGATIVE:
                 raise unknown("place of the negative condition", name, NEGATIVE)
@@ -150,18 +152,7 @@ class SFD(ScoreDistillation):
         if self.forgetting.judged and self.judge is None:
             raise LimbeckError("judged and sampled overrides need a classifier; give judge, images -> logits, as MODULE:NAME")
         self.draws = (2 if acts else 1) * (options.critic_steps + 1)
-        if negative is None and options.negative_label is not None:
-            negative = {"label": torch.tensor(options.negative_label)}
-        scales = (options.guidance, options.critic_guidance, options.critic_training_guidance)
-        if negative is not None and not any(
-            w != 1 and name in options.negative_of for w, name in zip(scales, NEGATIVE, strict=True)
-        ):
-            raise LimbeckError(f"a negative condition acts through guidance, but the scales of {options.negative_of} are 1")
-        roles = (parts.teacher, self.critic, self.critic)
-        teacher, critic, self.trained_critic = (  # (5)
-            of if negative is None or name not in options.negative_of else Negated(of, negative)
-            for name, of in zip(NEGATIVE, roles, strict=True)
-        )
+        teacher, critic, self.trained_critic = _negated(options, negative, (parts.teacher, self.critic, self.critic))  # (5)
         guidance: Any = {"guidance": options.guidance, "critic_guidance": options.critic_guidance, "weight": options.weight}
         if options.rule == "sid":
             self.rule = ScoreIdentity(teacher, critic, alpha=options.alpha, **guidance)  # (1)
@@ -235,6 +226,17 @@ def _classes(parts: Ingredients) -> int:
         raise LimbeckError(f"the conditions {sorted(parts.cond or {})} are no labels; give SFD a Forgetting of their rows")
     null = (parts.teacher.null or {}).get("label")
     return int(parts.cond["label"].max()) + 1 if null is None else int(null)  # type: ignore[index]
+
+
+def _negated(o: SFDOptions, negative: Cond | None, roles: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    if negative is None and o.negative_label is None:
+        return roles
+    null = {"label": torch.tensor(o.negative_label)} if negative is None else negative
+    scales = (o.guidance, o.critic_guidance, o.critic_training_guidance)
+    if not any(w != 1 and name in o.negative_of for w, name in zip(scales, NEGATIVE, strict=True)):
+        raise LimbeckError(f"a negative condition acts through guidance, but the scales of {o.negative_of} are 1")
+    made = [Negated(of, null) if name in o.negative_of else of for name, of in zip(NEGATIVE, roles, strict=True)]
+    return made[0], made[1], made[2]
 
 
 def _asking(batch: Batch, cond: Any) -> Batch:
