@@ -138,12 +138,10 @@ class ScoreDistillation(Generator):
         """Denoising of the sample, exact where it is at a noise level."""
         o = self.options
         t, eps = self.critic_time(batch, sample), self.normal(batch, "critic noise")
-        k1 = o.critic_training_guidance
-        critic = self.critic if k1 == 1 else ClassifierFree(self.critic, k1)
         cond = self.critic_condition(batch, sample.cond)
         learn_clean = sample.level is not None and o.critic_target != "exact"
         return denoising_loss(
-            critic, sample.x, t, eps, cond, weight=o.critic_weight, sigma_data=self.sigma_data, level=sample.level,
+            self.critic_in_training(), sample.x, t, eps, cond, weight=o.critic_weight, sigma_data=self.sigma_data, level=sample.level,
             damping=o.critic_damping, relative=o.damping_by == "share", clean=sample.clean if learn_clean else None,
             importance=IMPORTANCE[o.critic_target],
         )  # fmt: skip
@@ -173,6 +171,11 @@ class ScoreDistillation(Generator):
         """Returns the student's gradient from its pull and from the adversarial term's; may yield totals."""
         return pull.gradient + self.options.gan_weight * gan
         yield  # a generator, like what it is called from
+
+    def critic_in_training(self) -> Any:
+        """The critic as its own loss sees it: guided, where it is to be right after guidance."""
+        k1 = self.options.critic_training_guidance
+        return self.critic if k1 == 1 else ClassifierFree(self.critic, k1)
 
     def critic_condition(self, batch: Batch, cond: Cond | None) -> Cond | None:
         """The conditions that the critic is trained with."""
