@@ -28,7 +28,7 @@ NEAR, SHAPE = "feedback_for_tests:near", "feedback_for_tests:shape"
 VARIANTS = {
     "plain": {**PLAIN, "segments": (4, 2, 1)},
     "adversary": {"grid": (16,), "segments": (4, 1), "w_mse": (1.0, 0.1), "w_adv": (0.1, 1.0), "then": ()},
-    "previous": {**PLAIN, "segments": (4, 2, 1), "teacher": "previous_stage", "reset_target": False, "reset_optimizer": False},
+    "previous": {**PLAIN, "segments": (4, 2, 1), "solver": "previous_stage", "reset_target": False, "reset_optimizer": False},
     "adapters": {**PLAIN, "segments": (2, 1), "rank": 2, "then": ("score",), "critic_rank": 2, "anchor": 0.5},
     "guided": {**PLAIN, "segments": (2,), "guidance_low": 1.0, "guidance_high": 3.0, "drop": 0.3, "offset_noise": 0.1},
     "all": {
@@ -91,7 +91,7 @@ def test_the_stage_before_is_the_teacher_where_it_is_asked_for(tiny, monkeypatch
     parts = tiny.ingredients()
     for teacher in ("base", "previous_stage"):
         method = tiny.make(
-            "hyper-sd", parts, iterations=6, **PLAIN, segments=(4, 2, 1), teacher=teacher, guidance_low=2.0, guidance_high=2.0
+            "hyper-sd", parts, iterations=6, **PLAIN, segments=(4, 2, 1), solver=teacher, guidance_low=2.0, guidance_high=2.0
         )
         base, before = tiny.spy(parts.teacher, monkeypatch), [tiny.spy(end, monkeypatch) for end in method.ends]
         tiny.yields(method, tiny.batch(method, 0))
@@ -205,7 +205,7 @@ def test_feedback_is_on_a_late_prediction(tiny, monkeypatch):
 def test_the_score_stage_by_hand(real, better, tiny):
     parts = tiny.ingredients()
     method = tiny.make(
-        "hyper-sd", parts, iterations=4, **{**PLAIN, "then": ("score",)}, segments=(1,), start=0.8, real_score=real,
+        "hyper-sd", parts, iterations=4, **{**PLAIN, "then": ("score",)}, segments=(1,), first=0.8, real_score=real,
         score_guidance=2.0, mse_target=better, mse_weight=0.7, dmd_weight=0.3, mse_steps=3,
     )  # fmt: skip
     for m in (method.critic, method.average, method.ends[0]):
