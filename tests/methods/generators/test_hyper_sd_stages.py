@@ -54,6 +54,15 @@ def test_the_plan_is_a_function_of_the_step():
     assert [(s.segments, s.grid, s.w_mse, s.w_adv) for s in o.stages] == [(8, 64, 1.0, 0.1)] + 3 * [(4, 64, 0.5, 0.1)]
 
 
+@pytest.mark.parametrize(
+    ("then", "stay"),
+    [(("score",), True), (("reward", "score"), True), (("score", "reward"), False), (("reward",), False), ((), False)],
+)
+def test_rewards_stay_on_in_the_score_stage_unless_their_own_comes_after_it(then, stay):
+    assert HyperSDOptions(then=then, rewards=("class",), hinges=(0.0,)).rewards_stay == stay
+    assert not HyperSDOptions(then=then).rewards_stay
+
+
 def test_every_stage_draws_its_own_segments(tiny):
     method = tiny.make("hyper-sd", iterations=6, **PLAIN, segments=(4, 2, 1))
     names = [next(iter(tiny.yields(method, tiny.batch(method, s))[0].logs)) for s in range(6)]

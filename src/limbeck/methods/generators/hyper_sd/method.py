@@ -153,7 +153,7 @@ class HyperSD(Staged):
             with torch.no_grad():
                 goal = ddim(better, first, self.path(trailing(o.mse_steps, self.first)), batch.cond)
             loss = loss + o.mse_weight * squared(x, goal).mean()  # (10)
-        if self.feedback.rewards:
+        if o.rewards_stay:
             term, shown = self.feedback.aesthetic(x, batch.cond)
             loss, logs = loss + o.reward_weight * term, {**logs, **shown}
         yield from self.anchored(batch, stage, loss, logs)

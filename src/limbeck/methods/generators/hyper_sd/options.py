@@ -83,7 +83,7 @@ class HyperSDOptions:
     hinges: tuple[float, ...] = ()
     """alpha_d, beyond which a reward pulls no more: one per reward."""
     reward_weight: float = 1.0
-    """Weight of the reward terms; they act in the reward stage and in the score stage after it."""
+    """Weight of the reward terms; they act in the reward stage, and in the score stage unless that comes before it."""
     reward_low: float = 1.0
     reward_high: float = 1.0
     """Positions between which the rewarded prediction is made, in ``reward_steps`` calls from noise."""
@@ -180,6 +180,11 @@ class HyperSDOptions:
     def at(self, step: int) -> Stage:
         """The stage of an iteration."""
         return next((stage for stage in self.stages if step < stage.end), self.stages[-1])
+
+    @property
+    def rewards_stay(self) -> bool:
+        """Do rewards act in the stage of score distillation?"""
+        return "reward" not in self.then[self.then.index("score") :] if self.rewards and "score" in self.then else False
 
     @property
     def sampling_steps(self) -> int:
