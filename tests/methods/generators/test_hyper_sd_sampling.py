@@ -15,13 +15,10 @@ from limbeck.training.options import options_from_dict, options_to_dict
 
 F64 = torch.float64
 PLAIN = {"w_mse": (1.0,), "w_adv": (0.0,), "grid": (16,), "then": ()}
-FEEDBACK = types.ModuleType("feedback_for_tests")
-FEEDBACK.near = lambda x, cond=None: -(x - 1).square().mean(1)
+FEEDBACK = types.ModuleType("refused_feedback")
 FEEDBACK.detached = lambda x, cond=None: x.detach().mean(1)
 FEEDBACK.scalar = lambda x, cond=None: x.mean()
-FEEDBACK.shape = lambda x, image, cond=None: (x - image).square().mean(1)
 sys.modules[FEEDBACK.__name__] = FEEDBACK
-NEAR, SHAPE = "feedback_for_tests:near", "feedback_for_tests:shape"
 
 
 def test_the_sampler_is_ddim_or_tcd_on_trailing_positions(tiny):
@@ -114,9 +111,9 @@ def test_options_that_cannot_be(options, message):
 def test_a_reward_without_gradient(tiny):
     reward = {**PLAIN, "segments": (1,), "then": ("reward",), "hinges": (0.0,)}
     with pytest.raises(LimbeckError, match="reward .*detached' has no gradient with respect to the samples .* or use pso"):
-        tiny.make("hyper-sd", **reward, rewards=("feedback_for_tests:detached",))
+        tiny.make("hyper-sd", **reward, rewards=("refused_feedback:detached",))
     with pytest.raises(LimbeckError, match=r"answered \(\) for 10 samples; it must return one number per sample"):
-        tiny.make("hyper-sd", **reward, rewards=("feedback_for_tests:scalar",))
+        tiny.make("hyper-sd", **reward, rewards=("refused_feedback:scalar",))
     with pytest.raises(LimbeckError, match="unknown reward 'aesthetic'"):
         tiny.make("hyper-sd", **reward, rewards=("aesthetic",))
     with pytest.raises(LimbeckError, match="the reward stage has nothing to maximise; name rewards"):

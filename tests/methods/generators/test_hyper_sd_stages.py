@@ -11,7 +11,7 @@ from limbeck.denoisers import guided
 from limbeck.errors import LimbeckError
 from limbeck.methods.generators.hyper_sd import HyperSDOptions
 from limbeck.networks import adapters, merged
-from limbeck.noise import VE
+from limbeck.noise import DDPM, VE, CosineVP, RectifiedFlow
 from limbeck.samplers import ddim
 from limbeck.training import EmaOptions
 from limbeck.training.checkpoints import load
@@ -20,8 +20,6 @@ F64 = torch.float64
 PLAIN = {"w_mse": (1.0,), "w_adv": (0.0,), "grid": (16,), "then": ()}
 FEEDBACK = types.ModuleType("feedback_for_tests")
 FEEDBACK.near = lambda x, cond=None: -(x - 1).square().mean(1)
-FEEDBACK.detached = lambda x, cond=None: x.detach().mean(1)
-FEEDBACK.scalar = lambda x, cond=None: x.mean()
 FEEDBACK.shape = lambda x, image, cond=None: (x - image).square().mean(1)
 sys.modules[FEEDBACK.__name__] = FEEDBACK
 NEAR, SHAPE = "feedback_for_tests:near", "feedback_for_tests:shape"
@@ -131,6 +129,15 @@ def test_two_pieces_of_a_batch_train_like_the_whole_and_the_teacher_never_moves(
         ]
         assert max(moved) > 1e-4, role
     assert all(torch.equal(p, teacher[n]) and p.grad is None for n, p in parts.teacher.named_parameters())
+
+
+@pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP(), DDPM()], ids=lambda p: type(p).__name__)
+def test_all_stages_in_a_processs_own_time(process, tiny):
+    parts = tiny.ingredients(tiny.teacher(process=process))
+    loop = tiny.loop(tiny.make("hyper-sd", parts, **VARIANTS["all"], schedule="time"))
+    for _ in range(8):
+        figures = loop.iterate()
+    assert all(v == v for v in figures.values()) and loop.method.options.at(loop.step - 1).kind == "score"
 
 
 @pytest.mark.parametrize(("name", "at"), [*((n, 3) for n in VARIANTS), ("all", 4), ("all", 7)])

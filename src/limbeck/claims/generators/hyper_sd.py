@@ -134,7 +134,42 @@ def digit_figures(seed: int, **changes: Any) -> Figures:
 
 def judge(runs: Sequence[Figures]) -> list[Check]:
     """The gates."""
-    raise NotImplementedError
+    m = medians(runs)
+
+    def ratio(one: str, other: str, figure: str) -> float:
+        return m[f"{one} {figure}"] / m[f"{other} {figure}"]
+
+    checks = []
+    for k in (8, 4, 2):
+        name = f"ring, {k} steps: TSCD / CD, energy distance"
+        checks.append(at_most(name, ratio(f"TSCD {k}", f"CD {k}", "energy"), 0.8))
+    for k in (2, 1):
+        for arm in ("TSCD", "CD"):
+            name = f"ring, {k} step{'s' * (k > 1)}: teacher's DDIM / {arm}, energy distance"
+            checks.append(at_least(name, ratio(f"DDIM {k}", f"{arm} {k}", "energy"), 3))
+    for k in (4, 2, 1):
+        name = f"ring, {k} step{'s' * (k > 1)}: TSCD / teacher's DDIM, error of the end point"
+        checks.append(at_most(name, ratio(f"TSCD {k}", f"DDIM {k}", "rmse"), 1))
+    one = ("TSCD 1", "CD 1")
+    checks += [
+        at_least("limit, ring, 8 steps: the same", ratio("TSCD 8", "DDIM 8", "rmse"), 1),
+        at_most("ring, 1 step, a last stage as long as CD: TSCD / CD, error of the end point", ratio(*one, "rmse"), 1.1),
+        at_most(
+            "ring, 1 step, a last stage as long as CD: TSCD / CD, energy distance", ratio(*one, "energy"), 1.1, gated=False
+        ),
+        at_most(
+            "ring, 1 step, all stages together as long as CD: TSCD / CD, error of the end point",
+            ratio("TSCD 1, equal budget", "CD 1", "rmse"),
+            1,
+            gated=False,
+        ),
+        at_least(
+            "control, ring: two segments in one step / one segment, error",
+            ratio("two segments in one step", "TSCD 1", "rmse"),
+            2,
+        ),
+    ]
+    return checks
 
 
 CLAIM = Claim("hyper-sd", "2404.13686", measure, judge, prepare, "")
