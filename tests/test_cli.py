@@ -1,10 +1,13 @@
 """The command line: exit codes, one-line errors with the nearest name, and what each command prints."""
 
 import json
+from dataclasses import fields
 
 import pytest
 
 from limbeck import __version__, cli
+from limbeck.cli.catalogue import documented
+from limbeck.methods import METHODS
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +68,20 @@ def test_methods(capsys):
     assert cli.main(["methods"]) == 0
     assert "arXiv 2404.04057" in capsys.readouterr().out
     assert cli.main(["methods", "ct"]) == 0
-    assert "Consistency training" in (out := capsys.readouterr().out) and "presets: recommended, ct, cd" in out
+    out = capsys.readouterr().out
+    assert "Consistency training" in out and "(1) f(x, t) = c_skip x + c_out F(c_in x, ln(t)/4)" in out
+    assert "second = 0.821: The time of the second step of a two-step sample." in out  # an option and what it says
+    assert "  ct: target: student -> ema" in out.replace("'", "") and "  recommended: the defaults" in out
+    assert "title = {Improved Techniques for Training Consistency Models}" in out and "eprint = {2310.14189}" in out
+
+
+@pytest.mark.parametrize("entry", [e for e in METHODS.values() if e.module], ids=lambda e: e.id)
+def test_every_entry_is_complete(entry):
+    _, options, presets = entry.load()
+    assert entry.paper and entry.networks and entry.data and entry.null and "recommended" in presets
+    assert any(name.startswith("paper-") for name in presets)
+    said = documented(options)
+    assert said and set(said) <= {f.name for f in fields(options)}
 
 
 def test_a_run_from_the_command_line(tiny_task, tmp_path, capsys):

@@ -19,14 +19,14 @@ from limbeck.report.record import read_record
 from limbeck.runs import RunConfig, distill, open_folder, open_run, parse_config, read_config
 from limbeck.samplers import Rollout
 from limbeck.tasks import build_task
-from limbeck.training import Interrupted, Loop, NonFiniteError, checkpoints, read_metrics
+from limbeck.training import Interrupted, Loop, NonFiniteError, OptimizerOptions, checkpoints, read_metrics
 from limbeck.training.durable import write_synced
 
 SMALL = {"iterations": 3, "batch": 8}
 
 
 def small(out, method="dmd", **options):
-    given = {"quiet": True, **{k: options.pop(k) for k in ("resume", "overwrite", "seed", "dtype") if k in options}}
+    given = {"quiet": True, **{k: options.pop(k) for k in ("resume", "overwrite", "seed", "dtype", "start") if k in options}}
     return distill(method=method, task="tiny", out=out, options={**SMALL, **options}, **given)
 
 
@@ -372,3 +372,14 @@ def test_config_and_folder_agree(finished):
     assert RunConfig(**stored) == finished.config == read_config(finished.path)
     assert open_folder(finished.path, finished.config, False, resume=True) == finished.path
     assert functools.reduce(getattr, ["config", "format"], finished) == runs.FORMAT
+
+
+def test_a_run_begins_with_the_student_of_another(finished, tiny_task, tmp_path):
+    nothing = {"student": OptimizerOptions(lr=0.0), "critic": OptimizerOptions(lr=0.0)}
+    run = small(tmp_path / "second", sigmas=(5.0, 1.0), start=finished, **nothing)
+    begun, before = run.method.student.state_dict(), finished.student.state_dict()
+    assert all(torch.equal(begun[name], before[name]) for name in before)
+    assert run.method.critic.state_dict().keys() == before.keys() and run.config.start == str(finished.path)
+    assert read_config(run.path).start == str(finished.path)
+    with pytest.raises(LimbeckError, match="nowhere is not a run"):
+        small(tmp_path / "third", start="nowhere")

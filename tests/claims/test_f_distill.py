@@ -4,4 +4,3 @@ import pytest
 import torch
 
 from limbeck.claims.generators.f_distill import CLAIM, RARE, WEIGHTS, Rigid, judge
-

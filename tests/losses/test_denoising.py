@@ -52,6 +52,7 @@ def test_each_weight_is_the_error_that_it_names(process, name):
         "x0": answer - x,
         "edm": network - wanted,  # EDM weighs so that the loss is the plain error of its network
         "eps": e - eps,
+        "signal_eps": a * (e - eps),
         "v": (a * e - s * answer) - (a * eps - s * x),
         "velocity": (da * answer + ds * e) - (da * x + ds * eps),
         "min_snr_5": (answer - x) * torch.minimum(1 / sigma, torch.tensor(5.0, dtype=F64).sqrt()),

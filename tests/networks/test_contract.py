@@ -14,6 +14,14 @@ CONFIGS = {
     "mlp": {"kind": "mlp", "shape": [2, 3], "width": 16, "blocks": 2, "embedding": 8},
     "mlp-positional": {"kind": "mlp", "shape": [5], "width": 8, "expansion": 2, "noise": "positional"},
     "unet": {"kind": "unet", "shape": [3, 8, 12], "channels": 8, "multipliers": [1, 2], "attention": [4]},
+    "unet-text": {
+        "kind": "unet",
+        "shape": [1, 8, 8],
+        "channels": 8,
+        "multipliers": [1, 2],
+        "attention": [4],
+        "text": [3, 5],
+    },
     "unet-patch": {
         "kind": "unet",
         "shape": [1, 8, 8],

@@ -85,3 +85,23 @@ def test_residual_block_equals_diffusers(outputs):
     theirs.load_state_dict(state)
     x, e = torch.randn(2, 8, 6, 6).double(), torch.randn(2, 6).double()
     torch.testing.assert_close(ours.double()(x, F.silu(e)), theirs.double()(x, e), rtol=1e-10, atol=1e-10)
+
+
+def test_text_reaches_the_pixels_where_they_attend_and_starts_without_effect():
+    torch.manual_seed(0)
+    new = UNet((2, 16, 16), channels=8, multipliers=(1, 2, 2), attention=(4,), text=(3, 5), classes=2)
+    h, text = torch.randn(2, 16, 4, 4), torch.randn(2, 7, 5)
+    block = new.middle[0]
+    assert torch.equal(block.cross(h, text), h) and new.encoder[0][0].cross is None
+    net = awake(attention=(4,), text=(3, 5))
+    x, c = torch.randn(2, 2, 16, 16, dtype=torch.float64), torch.rand(2, dtype=torch.float64)
+    assert net.null["text"].shape == (3, 5) and sorted(new.null) == ["label", "text"]
+    without = net(x, c)
+    assert torch.equal(without, net(x, c, {"text": torch.zeros(2, 3, 5, dtype=torch.float64)}))
+    text = text.double()
+    assert ((net(x, c, {"text": text}) - without).abs() > 1e-9).all()
+    torch.testing.assert_close(net(x, c, {"text": text.flip(1)}), net(x, c, {"text": text}), rtol=1e-10, atol=1e-10)
+    with pytest.raises(LimbeckError, match=r'"text" has shape \(2, 5\): expected \(2, any, 5\)'):
+        net(x, c, {"text": text[:, 0]})
+    with pytest.raises(LimbeckError, match=r"name some of the heights \[16, 8, 4\] in attention"):
+        awake(text=(3, 5))

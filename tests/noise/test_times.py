@@ -11,6 +11,8 @@ from scipy import stats
 
 from limbeck.errors import LimbeckError
 from limbeck.noise import (
+    VE,
+    VP,
     Choice,
     Clamped,
     InSigma,
@@ -21,12 +23,14 @@ from limbeck.noise import (
     Mapped,
     Mixture,
     Power,
+    RectifiedFlow,
     Shifted,
     Snapped,
     TimeLaw,
     TrigFlow,
     Uniform,
     UniformInteger,
+    between,
     karras_grid,
     shift_times,
 )
@@ -197,3 +201,24 @@ def test_the_karras_law_is_the_grid_in_the_limit():
 def test_what_is_wrong_is_named(make, message):
     with pytest.raises(LimbeckError, match=message):
         make()
+
+
+def test_between_with_a_shift_is_uniform_before_it():
+    """U(0.5, 1) -> shift 5 -> (0.833, 1); without one the times themselves are uniform."""
+    u = torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64)
+    low, high = torch.full((3,), 5 / 6, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    torch.testing.assert_close(between(RectifiedFlow(), u, low, high, None, 5.0), shift_times(0.5 + 0.5 * u, 5.0))
+    torch.testing.assert_close(between(RectifiedFlow(), u, low, high, None), low + (high - low) * u)
+
+
+@pytest.mark.parametrize("process", [VE(), VP(), RectifiedFlow(shift=3.0), TrigFlow()], ids=lambda p: type(p).__name__)
+def test_between_keeps_every_sample_in_its_own_interval(process):
+    u = torch.linspace(0, 1, 7, dtype=torch.float64)
+    low, high = process.time_of(torch.linspace(0.1, 0.4, 7)), process.time_of(torch.linspace(0.5, 3.0, 7))
+    for rho in (7.0, None):
+        t = between(process, u, low, high, rho)
+        assert bool(((t >= low - 1e-12) & (t <= high + 1e-12)).all())
+    one = torch.ones_like(u)
+    whole = between(process, u, process.time_of(0.1 * one), process.time_of(5.0 * one))
+    torch.testing.assert_close(whole, InSigma(Karras(0.1, 5.0), process)(u), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(between(process, u, low, high, None), low + (high - low) * u, rtol=1e-14, atol=0)

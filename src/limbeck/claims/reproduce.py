@@ -2,10 +2,11 @@
 
 import json
 import multiprocessing
+import os
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,17 +14,11 @@ from typing import Annotated, Any
 import tyro
 
 from limbeck.claims.claim import Claim, Figures, failed, result
+from limbeck.claims.page import markdown, shown, verdict
 from limbeck.errors import LimbeckError
-from limbeck.methods import find
+from limbeck.methods import METHODS, find
 
-CLAIMS = {
-    "dmd": "limbeck.claims.generators.dmd",
-    "sid": "limbeck.claims.generators.sid",
-    "f-distill": "limbeck.claims.generators.f_distill",
-    "disback": "limbeck.claims.generators.disback",
-    "ict": "limbeck.claims.generators.ict",
-    "gaussian-score": "limbeck.claims.generators.gaussian_score",
-}
+CLAIMS = {name: f"limbeck.claims.generators.{name.replace('-', '_')}" for name in METHODS}
 
 
 @dataclass(frozen=True)
@@ -33,10 +28,12 @@ class Arguments:
     methods: Annotated[tuple[str, ...], tyro.conf.Positional]
     seeds: int = 3
     """Runs of every arm; figures are medians."""
-    jobs: int = 1
+    jobs: int = field(default_factory=lambda: min(2, os.cpu_count() or 1))
     """Processes; the figures do not depend on it."""
     json: Path | None = None
     """Write the results here."""
+    markdown: Path | None = None
+    """Write the tables here, to read."""
 
 
 def reproduce(arguments: list[str]) -> int:
@@ -51,14 +48,17 @@ def reproduce(arguments: list[str]) -> int:
     if given.seeds < 1 or given.jobs < 1:
         raise LimbeckError(f"--seeds {given.seeds} and --jobs {given.jobs} must be at least 1")
     names = list(dict.fromkeys(find(name).id for name in given.methods))
-    if given.json is not None and not given.json.resolve().parent.is_dir():
-        raise LimbeckError(f"the folder of {given.json} does not exist; make it first")
+    for file in (given.json, given.markdown):
+        if file is not None and not file.resolve().parent.is_dir():
+            raise LimbeckError(f"the folder of {file} does not exist; make it first")
     results = []
     for name in names:
         results.append(run_claim(name, given.seeds, given.jobs))
         show(results[-1])
     if given.json is not None:
         given.json.write_text(json.dumps(results, indent=2) + "\n")
+    if given.markdown is not None:
+        given.markdown.write_text(markdown(results))
     if lost := failed(results):
         print(f"\n{len(lost)} gated claim(s) did not hold:\n  " + "\n  ".join(lost), file=sys.stderr)
     return 1 if lost else 0
@@ -112,9 +112,7 @@ def show(outcome: dict[str, Any]) -> None:
     for column in ("claim", "measured", "bound", ""):
         table.add_column(column, justify="right" if column in ("measured", "bound") else "left")
     for c in outcome["claims"]:
-        measured = f"{c['measured']:.4g}" if isinstance(c["measured"], float) else str(c["measured"])
-        verdict = ("holds" if c["holds"] else "FAILS") if c["gated"] else ("shown" if c["holds"] else "not shown")
-        table.add_row(c["statement"], measured, str(c["bound"]), verdict if c["gated"] else f"{verdict} (reported)")
+        table.add_row(c["statement"], shown(c["measured"]), str(c["bound"]), verdict(c))
     console = Console()
     console.print()
     console.print(table, highlight=False)

@@ -5,6 +5,8 @@ Closed forms are exact: :class:`GaussianDenoiser` (any covariance; its probabili
 """
 
 from limbeck.denoisers.closed_form import ClosedForm, predict
+from limbeck.denoisers.derivative import derivative
+from limbeck.denoisers.explained import Explained, explained_by
 from limbeck.denoisers.files import build_denoiser, denoiser_config, load_denoiser, save_denoiser, save_student
 from limbeck.denoisers.finite import FiniteSetDenoiser
 from limbeck.denoisers.fit import explained_variance, fit_mixture
@@ -32,6 +34,7 @@ __all__ = [
     "ClosedForm",
     "Cond",
     "Denoiser",
+    "Explained",
     "Exported",
     "FiniteSetDenoiser",
     "ForeignNetwork",
@@ -45,6 +48,8 @@ __all__ = [
     "build_denoiser",
     "check_denoiser",
     "denoiser_config",
+    "derivative",
+    "explained_by",
     "explained_variance",
     "fit_mixture",
     "guided",

@@ -13,7 +13,7 @@ from limbeck.denoisers.foreign import Exported, ForeignNetwork
 from limbeck.denoisers.preconditioned import Preconditioned
 from limbeck.denoisers.protocol import Rescaled
 from limbeck.errors import LimbeckError
-from limbeck.networks import build_network
+from limbeck.networks import build_network, merged
 from limbeck.noise import Process, build_process, process_config
 
 FORMAT = 1
@@ -63,7 +63,12 @@ def save_student(path: Path | str, denoiser: nn.Module, info: Mapping[str, Any])
     One of the library's networks: as `save_denoiser` does (``info`` tells the data range of a rescaled one). Any other
     network: its state dict under its own names in PATH.safetensors, with what was declared of it and ``info`` as that
     file's metadata; such a file is read with ``--teacher PATH.safetensors --network MODULE:CLASS`` and the declarations.
+    Adapters are merged. Experts by noise level: PATH-0 (the least noisy), PATH-1, ... so, and PATH.json says which times each
+    serves (:func:`limbeck.samplers.load_experts`); its path is returned.
     """
+    if experts := getattr(denoiser, "experts", None):
+        return _save_experts(Path(path).with_suffix(".json"), experts, info)
+    denoiser = merged(denoiser)
     path, inner = Path(path).with_suffix(".safetensors"), denoiser
     if isinstance(denoiser, Rescaled):
         low, high = (denoiser.shift + sign * denoiser.scale for sign in (-1, 1))
@@ -81,6 +86,15 @@ def save_student(path: Path | str, denoiser: nn.Module, info: Mapping[str, Any])
     save_model(
         network, str(path), {name: value if isinstance(value, str) else json.dumps(value) for name, value in info.items()}
     )
+    return path
+
+
+def _save_experts(path: Path, experts: list[tuple[float, float, Any]], info: Mapping[str, Any]) -> Path:
+    listed = []
+    for i, (low, high, denoiser) in enumerate(experts):
+        file = save_student(path.with_name(f"{path.stem}-{i}"), denoiser, info)
+        listed.append({"low": low, "high": high, "file": file.name})
+    path.write_text(json.dumps({"format": FORMAT, "experts": listed, "info": dict(info)}, indent=2) + "\n")
     return path
 
 

@@ -36,19 +36,25 @@ def guided(
 
 
 class ClassifierFree:
-    """A denoiser guided at a fixed scale w, or only where sigma = s/a lies in ``interval`` (arXiv 2404.07724)."""
+    """A denoiser guided at a fixed scale w, or only where sigma = s/a lies in ``interval`` (arXiv 2404.07724).
 
-    def __init__(self, denoiser: Denoiser, w: float, interval: tuple[float, float] | None = None):
+    ``negative`` takes the null condition's place: one sample's, without its batch dimension.
+    """
+
+    def __init__(self, denoiser: Denoiser, w: float, interval: tuple[float, float] | None = None, negative: Cond | None = None):
         if interval is not None and not 0 <= interval[0] < interval[1]:
             raise LimbeckError(f"the guidance interval needs 0 <= low < high in sigma, not {interval}")
         self.denoiser, self.w, self.interval = denoiser, float(w), interval
-        self.process, self.null = denoiser.process, denoiser.null
+        self.process, self.null, self.negative = denoiser.process, denoiser.null, negative
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         if self.interval is None:
-            return guided(self.denoiser, x_t, t, cond, self.w)
+            return guided(self.denoiser, x_t, t, cond, self.w, self._negative(len(x_t)))
         sigma = self.process.sigma(t)
         inside = (sigma >= self.interval[0]) & (sigma <= self.interval[1])
         if not bool(inside.any()):
             return self.denoiser(x_t, t, cond)
-        return guided(self.denoiser, x_t, t, cond, 1 + (self.w - 1) * inside.double())
+        return guided(self.denoiser, x_t, t, cond, 1 + (self.w - 1) * inside.double(), self._negative(len(x_t)))
+
+    def _negative(self, batch: int) -> Cond | None:
+        return self.negative and {name: value.expand(batch, *value.shape) for name, value in self.negative.items()}

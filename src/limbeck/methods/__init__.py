@@ -1,66 +1,9 @@
 """The methods, one room per system, and the one table that names them. Importing this imports no method."""
 
-from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from limbeck.errors import unknown
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One system: where it lives and what it needs."""
-
-    id: str
-    title: str
-    arxiv: str
-    year: int
-    module: str
-    """The module with METHOD, OPTIONS and PRESETS ("": a sampler, which distils nothing)."""
-    aliases: tuple[str, ...] = ()
-    data: str = "none"
-    """Training images: none, optional or needed."""
-    input_gradients: bool = False
-    """Does it back-propagate through the teacher's input?"""
-    networks: str = ""
-    """Networks held at once."""
-
-    def load(self) -> tuple[Any, Any, dict[str, Any]]:
-        """(method class, options class, presets)."""
-        room = import_module(self.module)
-        return room.METHOD, room.OPTIONS, room.PRESETS
-
-
-_GENERATORS = "limbeck.methods.generators"
-METHODS: dict[str, Entry] = {
-    entry.id: entry
-    for entry in (
-        Entry(
-            "dmd", "Distribution matching distillation (DMD, DMD2)", "2311.18828", 2023, f"{_GENERATORS}.dmd", ("dmd2",),
-            data="optional (GAN)", networks="teacher, student, critic (+ discriminator heads)",
-        ),
-        Entry(
-            "sid", "Score identity distillation (SiD)", "2404.04057", 2024, f"{_GENERATORS}.sid",
-            input_gradients=True, networks="teacher, student, critic",
-        ),
-        Entry(
-            "f-distill", "f-divergence distribution matching (f-distill)", "2502.15681", 2025, f"{_GENERATORS}.f_distill",
-            ("fdistill", "f-divergence"), data="needed", networks="teacher, student, critic, discriminator heads",
-        ),
-        Entry(
-            "disback", "Distribution backtracking around any score distillation (DisBack)", "2408.15991", 2024,
-            f"{_GENERATORS}.disback", data="optional (GAN)", networks="teacher, student, critic, target",
-        ),
-        Entry(
-            "ict", "Consistency training (iCT, CT) and distillation (CD)", "2310.14189", 2023, f"{_GENERATORS}.ict",
-            ("ct", "cd"), data="needed", networks="student (+ target, teacher)",
-        ),
-        Entry(
-            "gaussian-score", "Analytical teleportation with the Gaussian score", "2412.09726", 2024, "",
-            ("teleport", "teleportation"), data="statistics", networks="teacher",
-        ),
-    )
-}  # fmt: skip
+from limbeck.methods.table import METHODS, Entry
 
 
 def find(name: str) -> Entry:

@@ -12,13 +12,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from limbeck.errors import LimbeckError, unknown
-from limbeck.networks.adapters import LowRank, adapted, adapters, merged
-from limbeck.networks.attention import Attention, Processor, attend, attentions, exchange_processors
+from limbeck.networks.adapters import LowRank, adapted, adapters, fused, merged
+from limbeck.networks.attention import Attention, Processor, attend, attended, attentions, exchange_processors, masked
+from limbeck.networks.attention_jvp import attention_jvp
 from limbeck.networks.conditioning import Conditioning, LabelEmbedding, NoiseFeatures, sinusoids
 from limbeck.networks.contract import Condition, Network
+from limbeck.networks.counted import Counted, counted
 from limbeck.networks.dit import DiT
-from limbeck.networks.heads import Heads, feature_shapes
+from limbeck.networks.forward_mode import ForwardMode, attend_forward_mode, dual_attention
+from limbeck.networks.heads import ChannelMean, Heads, feature_shapes
 from limbeck.networks.mlp import ResidualMLP
+from limbeck.networks.negative import Negative, negative_prompt
 from limbeck.networks.replay import RngCapture
 from limbeck.networks.taps import FeatureTap, candidate_layers
 from limbeck.networks.unet import UNet
@@ -27,12 +31,12 @@ NETWORKS: dict[str, type[ResidualMLP | UNet | DiT]] = {"mlp": ResidualMLP, "unet
 
 
 def build_network(config: Mapping[str, Any]) -> ResidualMLP | UNet | DiT:
-    """A new network from {"kind": "mlp" | "unet" | "dit", **options of its constructor}.
+    """A new network from {"kind": "mlp" | "unet" | "dit", **options of its constructor}; "counted" as `counted` writes it.
 
     Raises LimbeckError for an unknown kind, an unknown option or a missing one.
     """
     options = dict(config)
-    kind = options.pop("kind", None)
+    kind, values = options.pop("kind", None), options.pop("counted", None)
     if kind not in NETWORKS:
         raise unknown("kind of network", str(kind), NETWORKS)
     parameters = inspect.signature(NETWORKS[kind]).parameters
@@ -41,19 +45,24 @@ def build_network(config: Mapping[str, Any]) -> ResidualMLP | UNet | DiT:
             raise unknown(f"option of the network {kind!r}", name, parameters)
     if "shape" not in options:
         raise LimbeckError(f'the network {kind!r} needs a "shape", the shape of one sample')
-    return NETWORKS[kind](**options)
+    network = NETWORKS[kind](**options)
+    return counted(network, values) if values else network
 
 
 __all__ = [
     "NETWORKS",
     "Attention",
+    "ChannelMean",
     "Condition",
     "Conditioning",
+    "Counted",
     "DiT",
     "FeatureTap",
+    "ForwardMode",
     "Heads",
     "LabelEmbedding",
     "LowRank",
+    "Negative",
     "Network",
     "NoiseFeatures",
     "Processor",
@@ -63,11 +72,19 @@ __all__ = [
     "adapted",
     "adapters",
     "attend",
+    "attend_forward_mode",
+    "attended",
+    "attention_jvp",
     "attentions",
     "build_network",
     "candidate_layers",
+    "counted",
+    "dual_attention",
     "exchange_processors",
     "feature_shapes",
+    "fused",
+    "masked",
     "merged",
+    "negative_prompt",
     "sinusoids",
 ]

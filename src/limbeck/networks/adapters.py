@@ -82,6 +82,21 @@ def merged(module: Any) -> Any:
     return tree
 
 
+def fused(first: Any, second: Any, share: float = 0.5) -> Any:
+    """A new module with the weights share W_1 + (1 - share) W_2, adapters merged first (SwiftBrush v2, arXiv 2408.14176).
+
+    Buffers are those of ``first``. Raises LimbeckError for modules that differ in their parameters.
+    """
+    tree, other = copy.deepcopy(merged(first)), dict(merged(second).named_parameters())
+    mine, theirs = ({name: tuple(p.shape) for name, p in named} for named in (tree.named_parameters(), other.items()))
+    if wrong := sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)):
+        raise LimbeckError(f"the two modules differ in {', '.join(wrong[:5])}: weights are averaged of one architecture")
+    with torch.no_grad():
+        for name, p in tree.named_parameters():
+            p.lerp_(other[name].to(p), 1 - share)
+    return tree
+
+
 def adapters(module: nn.Module) -> Iterator[tuple[str, LowRank]]:
     """The adapters inside a module, by dotted name."""
     return ((name, m) for name, m in module.named_modules() if isinstance(m, LowRank))

@@ -13,14 +13,26 @@ from limbeck.networks.taps import unknown_layer
 Processor = Callable[["Attention", Tensor, Tensor], Tensor]
 
 
-def attend(attention: "Attention", x: Tensor, context: Tensor) -> Tensor:
-    """softmax(Q K^T / sqrt(d)) V per head, then the output projection: the processor of every new Attention.
+def attended(attention: "Attention", x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Z = softmax(Q K^T / sqrt(d)) V, the heads merged: what goes into the output projection, (B, L, C).
 
-    x: (B, L, C), context: (B, M, C'); returns (B, L, C).
+    x: (B, L, C), context: (B, M, C'); mask: (B, M) bool, True where a token of the context counts (None: all do).
     """
     q, k, v = attention.query(x), attention.key(context), attention.value(context)
-    heads = F.scaled_dot_product_attention(attention.split(q), attention.split(k), attention.split(v))
-    return attention.output(attention.merge(heads))
+    seen = None if mask is None else mask[:, None, None]
+    return attention.merge(
+        F.scaled_dot_product_attention(attention.split(q), attention.split(k), attention.split(v), attn_mask=seen)
+    )
+
+
+def attend(attention: "Attention", x: Tensor, context: Tensor) -> Tensor:
+    """Z through the output projection: the processor of every new Attention. x: (B, L, C), context: (B, M, C') -> (B, L, C)."""
+    return attention.output(attended(attention, x, context))
+
+
+def masked(mask: Tensor) -> Processor:
+    """The processor that attends to a part of the context alone: mask (B, M) bool, some True in every row."""
+    return lambda attention, x, context: attention.output(attended(attention, x, context, mask))
 
 
 class Attention(nn.Module):

@@ -1,7 +1,7 @@
 """What every network is conditioned on: the noise level and, optionally, a class label."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -93,8 +93,19 @@ class Conditioning(nn.Module):
                 takes = f"takes only {', '.join(sorted(known))}" if known else "is unconditional"
                 raise LimbeckError(f"the network {takes}, but was given the condition {name!r}: leave it out")
         features = sinusoids(c_noise, self.channels, self.noise, self.fourier_scale)
-        e = self.second(F.silu(self.first(features.to(self.first.weight.dtype))))
+        with torch.autocast(c_noise.device.type, enabled=False):  # half precision spoils the derivative in the noise level
+            e = self.second(F.silu(self.first(features.to(self.first.weight.dtype))))
         if self.label is not None:
             label = self.label(cond, len(c_noise))
             e = e + (label if c_noise.ndim == 1 else label[:, None])
         return F.silu(e)
+
+
+def text_tokens(cond: Condition | None, x: Tensor, text: Sequence[int]) -> Tensor:
+    """cond["text"] (B, any length, C') of a network built for ``text`` = (M, C'); M zero tokens where there is none."""
+    if cond is None or "text" not in cond:
+        return x.new_zeros(len(x), *text)
+    given = cond["text"]
+    if given.ndim != 3 or len(given) != len(x) or given.shape[2] != text[1]:
+        raise LimbeckError(f'the condition "text" has shape {tuple(given.shape)}: expected ({len(x)}, any, {text[1]})')
+    return given

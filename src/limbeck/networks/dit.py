@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from limbeck.errors import LimbeckError
 from limbeck.networks.attention import Attention
-from limbeck.networks.conditioning import Conditioning, sinusoids
+from limbeck.networks.conditioning import Conditioning, sinusoids, text_tokens
 from limbeck.networks.contract import Condition, check_input, configuration
 
 
@@ -112,6 +112,11 @@ class DiT(nn.Module):
         return (f"blocks.{len(self.blocks) // 2}",)
 
     @property
+    def encoder_layers(self) -> tuple[str, ...]:
+        """The last block of the first half."""
+        return (f"blocks.{(len(self.blocks) - 1) // 2}",)
+
+    @property
     def null(self) -> dict[str, Tensor] | None:
         """What stands for "no condition" per sample; None for an unconditional network."""
         text = {} if self.text is None else {"text": self.input.weight.new_zeros(self.text)}
@@ -126,21 +131,11 @@ class DiT(nn.Module):
         check_input(x, c_noise, self.shape, self.tokens)
         e = self.conditioning(c_noise, cond, allowed=() if self.text is None else ("text",))
         e = e if c_noise.ndim == 2 else e[:, None]
-        text = self._text(cond, x)
+        text = None if self.text is None else text_tokens(cond, x, self.text)
         h = self.input(self._cut(x)) + self.position
         for block in self.blocks:
             h = block(h, e, text)
         return self._join(self.output(modulate(h, *self.modulation(e).chunk(2, -1))))
-
-    def _text(self, cond: Condition | None, x: Tensor) -> Tensor | None:
-        if self.text is None:
-            return None
-        if cond is None or "text" not in cond:
-            return x.new_zeros(len(x), *self.text)
-        text = cond["text"]
-        if text.ndim != 3 or len(text) != len(x) or text.shape[2] != self.text[1]:
-            raise LimbeckError(f'the condition "text" has shape {tuple(text.shape)}: expected ({len(x)}, any, {self.text[1]})')
-        return text
 
     def _cut(self, x: Tensor) -> Tensor:
         if x.ndim == 3:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from limbeck.errors import LimbeckError
 from limbeck.networks.attention import Attention
-from limbeck.networks.conditioning import Conditioning
+from limbeck.networks.conditioning import Conditioning, text_tokens
 from limbeck.networks.contract import Condition, check_input, configuration
 
 
@@ -19,23 +19,31 @@ def group_norm(channels: int, least: int = 4) -> nn.GroupNorm:
 
 
 class ImageAttention(nn.Module):
-    """Residual self-attention between the pixels of a map (B, C, H, W), its output initialised at zero."""
+    """Residual attention of the pixels of a map (B, C, H, W) to each other, or to a text (B, M, text); at first it adds nothing
+    of them."""
 
-    def __init__(self, channels: int, head_channels: int) -> None:
+    def __init__(self, channels: int, head_channels: int, text: int | None = None) -> None:
         super().__init__()
         self.norm = group_norm(channels)
-        self.attention = Attention(channels, max(1, channels // head_channels))
+        self.attention = Attention(channels, max(1, channels // head_channels), text)
         nn.init.zeros_(self.attention.output.weight)
+        if text is not None:
+            nn.init.zeros_(self.attention.output.bias)
 
-    def forward(self, h: Tensor) -> Tensor:
-        tokens = self.attention(self.norm(h).flatten(2).transpose(1, 2))
+    def forward(self, h: Tensor, text: Tensor | None = None) -> Tensor:
+        tokens = self.attention(self.norm(h).flatten(2).transpose(1, 2), text)
         return h + tokens.transpose(1, 2).reshape(h.shape)
 
 
 class ResidualBlock(nn.Module):
-    """GroupNorm, SiLU, convolution, twice; the embedding scales and shifts the second norm (ADM)."""
+    """GroupNorm, SiLU, convolution, twice; the embedding scales and shifts the second norm (ADM).
 
-    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, head_channels: int | None) -> None:
+    With ``head_channels`` the pixels then attend to each other and, with ``text``, to the text's tokens.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, embedding: int, dropout: float, head_channels: int | None, text: int | None = None
+    ) -> None:
         super().__init__()
         self.dropout = dropout
         self.norm_in = group_norm(inputs)
@@ -46,13 +54,15 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv_out.weight)
         self.skip: nn.Module = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         self.attention: nn.Module = ImageAttention(outputs, head_channels) if head_channels else nn.Identity()
+        self.cross = ImageAttention(outputs, head_channels, text) if head_channels and text else None
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor, text: Tensor | None = None) -> Tensor:
         h = self.conv_in(F.silu(self.norm_in(x)))
         scale, shift = self.modulation(e)[:, :, None, None].chunk(2, 1)
         h = F.silu(torch.addcmul(shift, self.norm_out(h), 1 + scale))
         h = self.conv_out(F.dropout(h, self.dropout, self.training))
-        return self.attention(self.skip(x) + h)
+        h = self.attention(self.skip(x) + h)
+        return h if self.cross is None else self.cross(h, text)
 
 
 class UNet(nn.Module):
@@ -64,7 +74,8 @@ class UNet(nn.Module):
     `shape`, at which the pixels attend to each other. With `patch` > 1 the network works on patches moved
     into channels: cheaper by patch^2. Images of another size than `shape` are welcome if
     patch * 2^(levels - 1) divides it. `classes` > 0 takes cond {"label": LongTensor (B,)} (value `classes`,
-    or no cond: the null class).
+    or no cond: the null class). `text` = (M, C') takes cond {"text": (B, any length, C')}, to which the pixels
+    attend wherever they attend to each other; without it, they attend to M zero tokens.
     """
 
     def __init__(
@@ -75,6 +86,7 @@ class UNet(nn.Module):
         blocks: int = 1,
         attention: Sequence[int] = (),
         classes: int = 0,
+        text: Sequence[int] | None = None,
         dropout: float = 0.0,
         patch: int = 1,
         head_channels: int = 32,
@@ -94,10 +106,14 @@ class UNet(nn.Module):
         heights = [self.shape[1] // (patch * 2**i) for i in range(levels)]
         if absent := set(attention) - set(heights):
             raise LimbeckError(f"attention at the heights {sorted(absent)}, but the levels have the heights {heights}")
+        self.text = None if text is None else tuple(text)
+        if self.text is not None and not attention:
+            raise LimbeckError(f"a text needs pixels that attend to it: name some of the heights {heights} in attention")
+        context = None if self.text is None else self.text[1]
 
         def block(inputs: int, level: int) -> ResidualBlock:
             attends = head_channels if heights[level] in attention else None
-            return ResidualBlock(inputs, widths[level], embedding, dropout, attends)
+            return ResidualBlock(inputs, widths[level], embedding, dropout, attends, context)
 
         widths = [channels * m for m in multipliers]
         self.conditioning = Conditioning(embedding, classes, noise, fourier_scale)
@@ -126,9 +142,15 @@ class UNet(nn.Module):
         return ("middle.1",)
 
     @property
+    def encoder_layers(self) -> tuple[str, ...]:
+        """The last block on the way down."""
+        return (f"encoder.{len(self.encoder) - 1}.{len(self.encoder[-1]) - 1}",)  # type: ignore[arg-type]
+
+    @property
     def null(self) -> dict[str, Tensor] | None:
         """What stands for "no condition" per sample; None for an unconditional network."""
-        return self.conditioning.null
+        text = {} if self.text is None else {"text": self.input.weight.new_zeros(self.text)}
+        return {**(self.conditioning.null or {}), **text} or None
 
     def _check_size(self, height: int, width: int) -> None:
         if height % self.divisor or width % self.divisor:
@@ -140,18 +162,19 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition | None = None) -> Tensor:
         check_input(x, c_noise, (self.shape[0], None, None))
         self._check_size(*x.shape[2:])
-        e = self.conditioning(c_noise, cond)
+        e = self.conditioning(c_noise, cond, allowed=() if self.text is None else ("text",))
+        text = None if self.text is None else text_tokens(cond, x, self.text)
         h = self.input(F.pixel_unshuffle(x, self.patch))
         skips = []
         for i, level in enumerate(self.encoder):
             h = self.down[i - 1](h) if i else h
             for block in level:  # type: ignore[attr-defined]
-                h = block(h, e)
+                h = block(h, e, text)
                 skips.append(h)
         for block in self.middle:
-            h = block(h, e)
+            h = block(h, e, text)
         for i, level in enumerate(self.decoder):
             h = self.up[i - 1](h) if i else h
             for block in level:  # type: ignore[attr-defined]
-                h = block(torch.cat([h, skips.pop()], 1), e)
+                h = block(torch.cat([h, skips.pop()], 1), e, text)
         return F.pixel_shuffle(self.output(F.silu(self.norm(h))), self.patch)

@@ -91,7 +91,8 @@ class CosineVP(Process):
 
     def s(self, t: Tensor) -> Tensor:
         theta = self._theta(t)  # 1 - a^2 = sin(theta - theta0) sin(theta + theta0) / cos(theta0)^2
-        return torch.sqrt(torch.sin(theta - self._theta0) * torch.sin(theta + self._theta0)) / math.cos(self._theta0)
+        square = torch.sin(theta - self._theta0) * torch.sin(theta + self._theta0)
+        return torch.sqrt(square.clamp(min=0)) / math.cos(self._theta0)
 
     def da(self, t: Tensor) -> Tensor:
         return -torch.sin(self._theta(t)) / math.cos(self._theta0) * (math.pi / 2 / (1 + self.offset))

@@ -212,11 +212,15 @@ class InSigma:
         return self.process.time_of(self.law(u)).clamp(self.process.t_min, self.process.t_max)
 
 
-def between(process: Process, u: Tensor, low: Tensor, high: Tensor, rho: float | None = 7.0) -> Tensor:
+def between(process: Process, u: Tensor, low: Tensor, high: Tensor, rho: float | None = 7.0, shift: float = 1.0) -> Tensor:
     """Times (B,) between ``low`` and ``high`` (B,) of a process for uniform numbers u (B,), each sample in its own interval.
 
-    Karras' spacing of sigma = s/a with this rho, or (None) uniform in the process's time. ``high`` must have a signal left.
+    Karras' spacing of sigma = s/a with this rho (``high`` must have a signal left), or (None) uniform in the process's time;
+    with a ``shift``, uniform in the time in [0, 1] that the flow shift then carries into the interval.
     """
+    if rho is None and shift != 1:
+        low, high = shift_times(low, 1 / shift), shift_times(high, 1 / shift)
+        return shift_times(low + (high - low) * u.double(), shift)
     if rho is None:
         return low + (high - low) * u.double()
     least, most = (process.sigma(t) ** (1 / rho) for t in (low, high))

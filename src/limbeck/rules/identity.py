@@ -9,7 +9,7 @@ from limbeck.denoisers import Denoiser, guided, in_process
 from limbeck.errors import unknown
 from limbeck.losses import denoising_target
 from limbeck.noise import Process
-from limbeck.rules.contract import Pull, Sample, Target, fixed_target, input_gradient
+from limbeck.rules.contract import Pull, Sample, Target, evaluating, fixed_target, input_gradient
 from limbeck.rules.matching import critic_lag
 
 
@@ -30,13 +30,52 @@ WEIGHTS: dict[str, Callable[[Tensor, Tensor, Process, Tensor], Tensor]] = {
 }
 
 
+Integrand = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (D_T, D_F, x or its D*, t) -> (B, ...)
+
+
+def through_both(
+    integrand: Integrand,
+    target: Denoiser,
+    critic: Denoiser,
+    sample: Sample,
+    t: Tensor,
+    eps: Tensor,
+    *,
+    weight: str,
+    guidance: float | Tensor = 1.0,
+    critic_guidance: float | Tensor = 1.0,
+) -> Pull:
+    """The gradient of sum w(t) integrand(D_T(x_t), D_F(x_t), x, t) through x and through the inputs of both networks.
+
+    Their parameters get no gradient and their dropout is off. Of an x at a noise level, D* of
+    :func:`limbeck.losses.denoising_target` takes x's place. Logs: gap, critic_lag.
+    """
+    process = critic.process
+    logs: dict[str, Tensor] = {}
+    scales: list[Tensor] = []
+
+    def loss(x: Tensor) -> Tensor:
+        x_t = process.diffuse(x, eps, t, sample.level)
+        teacher = guided(in_process(target, process), x_t, t, sample.teacher_cond, guidance)
+        fake = guided(critic, x_t, t, sample.cond, critic_guidance)
+        clean = denoising_target(process, x, x_t, eps, t, sample.level)
+        w = WEIGHTS[weight](sample.clean.detach(), teacher.detach(), process, t).to(x)
+        scales.append(w)
+        logs["gap"] = (teacher - fake).detach().square().mean().sqrt()
+        logs["critic_lag"] = critic_lag(clean.detach(), fake.detach(), teacher.detach())
+        return (w * integrand(teacher, fake, clean, t).flatten(1).sum(1)).sum()
+
+    with evaluating(target, critic):
+        gradient, _ = input_gradient(loss, sample.x, target, critic)
+    return Pull(gradient, logs, scales[0])
+
+
 class ScoreIdentity:
     """The gradient of L = w(t) (D_T - D_F) . [(D_T - x) - alpha (D_T - D_F)], x_t = a x + s eps (SiD, arXiv 2404.04057).
 
-    Differentiated through x and through the inputs of both frozen networks; their parameters get no gradient. alpha = 1
-    leaves w (D_T - D_F) . (D_F - x). Of an x at a noise level, D* of :func:`limbeck.losses.denoising_target` takes x's place
-    (the identity E <D_T - D_F, D_F - D*> = 0 is its). ``guidance`` and ``critic_guidance`` are the w of teacher and critic
-    (long-short guidance: both > 1; Zero-CFG: critic 0). Logs: gap, critic_lag.
+    Differentiated through x and through the inputs of both frozen networks: see :func:`through_both`. alpha = 1 leaves
+    w (D_T - D_F) . (D_F - x); the identity E <D_T - D_F, D_F - D*> = 0 holds for samples at a noise level too.
+    ``guidance`` and ``critic_guidance`` are the w of teacher and critic (long-short guidance: both > 1; Zero-CFG: critic 0).
     """
 
     def __init__(
@@ -55,19 +94,11 @@ class ScoreIdentity:
         self.guidance, self.critic_guidance = guidance, critic_guidance
 
     def __call__(self, sample: Sample, t: Tensor, eps: Tensor, step: int = 0) -> Pull:
-        process, target = self.critic.process, self.target(step)
-        logs: dict[str, Tensor] = {}
-
-        def loss(x: Tensor) -> Tensor:
-            x_t = process.diffuse(x, eps, t, sample.level)
-            teacher = guided(in_process(target, process), x_t, t, sample.cond, self.guidance)
-            critic = guided(self.critic, x_t, t, sample.cond, self.critic_guidance)
+        def integrand(teacher: Tensor, critic: Tensor, clean: Tensor, t: Tensor) -> Tensor:
             delta = teacher - critic
-            clean = denoising_target(process, x, x_t, eps, t, sample.level)
-            w = WEIGHTS[self.weight](sample.clean.detach(), teacher.detach(), process, t).to(x)
-            logs["gap"] = delta.detach().square().mean().sqrt()
-            logs["critic_lag"] = critic_lag(clean.detach(), critic.detach(), teacher.detach())
-            return (w * (delta * ((teacher - clean) - self.alpha * delta)).flatten(1).sum(1)).sum()
+            return delta * ((teacher - clean) - self.alpha * delta)
 
-        gradient, _ = input_gradient(loss, sample.x, target, self.critic)
-        return Pull(gradient, logs)
+        return through_both(
+            integrand, self.target(step), self.critic, sample, t, eps,
+            weight=self.weight, guidance=self.guidance, critic_guidance=self.critic_guidance,
+        )  # fmt: skip

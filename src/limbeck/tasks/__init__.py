@@ -10,12 +10,13 @@ from limbeck.tasks.features import image_features, whitened
 from limbeck.tasks.folder import Pictures, load_pictures
 from limbeck.tasks.named import imported
 from limbeck.tasks.own import OWN_OPTIONS, own_task, recorded
-from limbeck.tasks.task import Evaluator, Figures, Reward, Task, heun_sampler
+from limbeck.tasks.task import Evaluator, Figures, Reward, Task, heun_sampler, scored
 from limbeck.tasks.teacher import TeacherOptions, cached_teacher, drop_conditions
 
 TASKS = {
     "digits": "limbeck.tasks.digits:digits",
     "photos": "limbeck.tasks.photos:photos",
+    "prompts": "limbeck.tasks.digit_prompts:prompts",
     "ring": "limbeck.tasks.ring:ring",
     "own": "limbeck.tasks.own:own_task_from_options",
 }
@@ -61,5 +62,6 @@ __all__ = [
     "own_task",
     "preferred_options",
     "recorded",
+    "scored",
     "whitened",
 ]

@@ -67,9 +67,8 @@ def ring(
     options = replace(start or START, seed=seed)
     begin, facts = cached_teacher("ring", fresh, source, options, quiet)
     placed = TensorSource(x, cond)
-    evaluator = ring_evaluator(
-        teacher, share, std, x[:JUDGED].to(device), cond and {"label": cond["label"][:JUDGED].to(device)}
-    )
+    asked = None if cond is None else {"label": cond["label"][:JUDGED].to(device)}
+    evaluator = ring_evaluator(teacher, share, std, x[:JUDGED].to(device), asked, labels)
     return Task(
         "ring", teacher.to(device), placed, (2,), evaluator, sigma_data, network, facts={**facts, "exact": True}, start=begin.to(x)
     )  # fmt: skip

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.denoisers import Cond, Denoiser
+from limbeck.errors import LimbeckError
 from limbeck.metrics import bootstrap_floor, frechet_distance
 from limbeck.noise import karras_grid
 from limbeck.samplers import heun
@@ -97,6 +98,17 @@ class Evaluator:
         return bootstrap_floor(self.reference, frechet_distance, repeats, 0, labels=labels, copies=copies)
 
 
+def scored(reward: Reward, name: str, x: Tensor, cond: Cond | None = None) -> Tensor:
+    """The rewards (B,) of samples x (B, ...). Raises LimbeckError where they are not one finite number per sample."""
+    value = reward(x, cond)
+    if not isinstance(value, Tensor) or tuple(value.shape) != (len(x),):
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise LimbeckError(f"the reward {name!r} gave {got} for {len(x)} samples; it must give one number each, ({len(x)},)")
+    if bad := int((~torch.isfinite(value)).sum()):
+        raise LimbeckError(f"the reward {name!r} is not finite for {bad} of {len(x)} samples, so they cannot be ranked")
+    return value.double()
+
+
 @dataclass(frozen=True)
 class Task:
     """``teacher`` a denoiser module; ``source`` the training data; ``network`` makes new networks of the teacher's kind."""
@@ -115,9 +127,13 @@ class Task:
     facts: dict[str, Any] = field(default_factory=dict)
     """What there is to say about the teacher: where it came from, how long it took."""
     start: Any = None
-    """What students and critics start as copies of (None: the teacher): a network near a teacher that has none."""
+    """What students and critics start as copies of (None: the teacher): a network near a teacher that has none, or the
+    student of another run; ``start_sigmas`` are the noise levels at which that student samples."""
+    start_sigmas: tuple[float, ...] | None = None
     rewards: dict[str, Reward] = field(default_factory=dict)
     """What preference methods may maximise, by name."""
+    negatives: Tensor | None = None
+    """Texts (N, M, C') that methods with negative prompts are trained to avoid."""
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Method options that suit the task better than the method's own defaults, by method."""
 

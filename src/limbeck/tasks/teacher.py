@@ -34,6 +34,8 @@ class TeacherOptions:
     mean: float = -1.2
     std: float = 1.2
     """The noise law ln sigma ~ N(mean, std^2)."""
+    weight: str = "edm"
+    """Of the loss, see `limbeck.losses.denoising_loss`."""
     drop: float = 0.1
     """Share of samples that are trained without their condition."""
     seed: int = 0
@@ -52,7 +54,8 @@ class Denoising(Method):
         assert x is not None
         cond = drop_conditions(batch.cond, self.teacher.null, noise.uniform("drop") < self.options.drop)
         t, eps = self.times(noise.uniform("time")), noise.normal("noise", tuple(x.shape[1:]), x.dtype)
-        yield Update("teacher", denoising_loss(self.teacher, x, t, eps, cond, sigma_data=self.teacher.sigma_data))
+        weight, sd = self.options.weight, self.teacher.sigma_data
+        yield Update("teacher", denoising_loss(self.teacher, x, t, eps, cond, weight=weight, sigma_data=sd))
 
 
 def drop_conditions(cond: Cond | None, null: Mapping[str, Tensor] | None, dropped: Tensor) -> Cond | None:

@@ -1,4 +1,4 @@
-"""Alarms on a run's figures: a critic that lags behind, samples that grow alike."""
+"""Alarms on a run's figures: a critic that lags behind, samples that grow alike, a student that leaves its reference."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,6 +57,21 @@ class Watch:
                 0.5,
                 "the samples grow alike (difference between samples {value:.3f}, it was {reference:.3f}); lower the guidance "
                 "or the student's learning rate",
+            ),
+            _Alarm(
+                "drift",
+                1.0,
+                None,
+                "the student has left its reference (log-ratio of the winners {value:.2f} times the bound); raise beta, clip the "
+                "ratios, lower the learning rate, or take a reward that has a bound",
+                patience=10,
+            ),
+            _Alarm(
+                "ties",
+                0.9,
+                None,
+                "the reward is the same for both samples of {value:.0%} of the pairs, which have no gradient; stop, or take a finer "
+                "reward",
             ),
         ]
 

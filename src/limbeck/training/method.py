@@ -27,21 +27,36 @@ class OptimizerOptions:
     decay: Literal["constant", "cosine", "linear"] = "constant"
     final: float = 0.02
     """Where cosine and linear decay end, as a share of lr."""
+    restarts: int = 1
+    """Warm-up and decay run so many times, each over an equal part of the run."""
     clip: float | None = None
     """Largest norm of the role's gradient (None: not clipped)."""
+    clip_value: float | None = None
+    """Largest size of any one element of the gradient, after the norm was clipped (None: not clipped)."""
+    anew: tuple[int, ...] = ()
+    """Iterations before which the optimizer forgets its state, and warm-up and decay begin anew."""
 
     def __post_init__(self):
+        if self.restarts < 1:
+            raise LimbeckError(f"restarts={self.restarts}: warm-up and decay run at least once")
         if self.lr < 0 or self.warmup < 0 or (self.clip is not None and self.clip <= 0):
             raise LimbeckError(f"lr={self.lr:g}, warmup={self.warmup} and clip={self.clip} must be positive (clip may be None)")
+        if self.clip_value is not None and self.clip_value <= 0:
+            raise LimbeckError(f"clip_value={self.clip_value:g} would leave no gradient; give a positive value, or None")
 
     def lr_at(self, step: int, total: int) -> float:
         """The learning rate of iteration ``step`` of ``total``."""
         from limbeck.noise import ramp
 
-        warm = min((step + 1) / self.warmup, 1.0) if self.warmup else 1.0
+        if self.restarts > 1:
+            part = -(-total // self.restarts)
+            step, total = step % part, part
+        begin = max((r for r in self.anew if r <= step), default=0)
+        end = min((r for r in self.anew if r > step), default=total)
+        warm = min((step - begin + 1) / self.warmup, 1.0) if self.warmup else 1.0
         if self.decay == "constant":
             return self.lr * warm
-        return self.lr * warm * ramp(step, self.warmup, 1.0, self.final, total, self.decay)
+        return self.lr * warm * ramp(step, begin + self.warmup, 1.0, self.final, end, self.decay)
 
 
 @dataclass(frozen=True)

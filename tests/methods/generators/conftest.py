@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck.denoisers import Preconditioned
+from limbeck.denoisers import GaussianDenoiser, MixtureDenoiser, Preconditioned
 from limbeck.methods import find
 from limbeck.methods.generators.generator import Ingredients
 from limbeck.networks import ResidualMLP
-from limbeck.noise import VE
+from limbeck.noise import DDPM, VE
 from limbeck.training import Batch, Loop, LoopOptions, OptimizerOptions, TensorSource, Total, Update
 
 F64 = torch.float64
@@ -103,3 +103,30 @@ def tiny():
         data=data, network=network, teacher=teacher, ingredients=ingredients, make=make, batch=batch, loop=loop,
         weights=weights, yields=yields, spy=spy,
     )  # fmt: skip
+
+
+MEANS = torch.tensor([[0.5, -0.2], [-0.3, 0.4]], dtype=F64)
+FACTOR = torch.tensor([[0.5, 0.0], [0.3, 0.2]], dtype=F64)
+
+
+def gaussian_classes(factor=FACTOR, means=MEANS):
+    parts = [GaussianDenoiser.from_covariance(m, factor @ factor.T, DDPM("scaled_linear", 1000, 0.00085, 0.012)) for m in means]
+    return MixtureDenoiser.from_components(torch.tensor([0.5, 0.5], dtype=F64), parts, labels=torch.arange(2))
+
+
+def design():
+    """(z, e, t, labels) whose second moments are those of independent normal numbers at every time and class: expectations of
+    what is linear in (z, e), times z, are exact."""
+    raw = torch.randn(8, 4, generator=torch.Generator().manual_seed(0), dtype=F64)
+    raw = torch.cat([raw, -raw])
+    white = raw @ torch.linalg.inv(torch.linalg.cholesky(raw.T @ raw / len(raw))).T
+    times, classes = torch.tensor([100.0, 300.0, 600.0], dtype=F64), torch.arange(2)
+    n = len(white)
+    rows = white.repeat(6, 1)
+    return rows[:, :2], rows[:, 2:], times.repeat_interleave(2 * n), classes.repeat_interleave(n).repeat(3)
+
+
+@pytest.fixture
+def classes():
+    """Two Gaussian classes N(means[y], factor factor^T) in Stable Diffusion's schedule: their exact denoiser, and a design."""
+    return SimpleNamespace(factor=FACTOR, means=MEANS, denoiser=gaussian_classes, design=design)

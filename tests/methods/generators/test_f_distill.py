@@ -127,10 +127,10 @@ def test_the_minimiser_in_closed_form(name, expected):
     assert {"kl": std > 1.87, "js": std > 1.5, "sh": std > 1.5, "rkl": std < 0.8}[name]  # moments, or the big mode alone
 
 
-@pytest.mark.parametrize("rho", [7.0, None])
+@pytest.mark.parametrize("law", ["karras", "uniform"])
 @pytest.mark.parametrize("process", [VE(), RectifiedFlow()], ids=["ve", "flow"])
-def test_places_in_the_law_of_times_are_its_uniform_numbers(rho, process, make, tiny):
-    method = make(parts=tiny.ingredients(tiny.teacher(process=process)), score_rho=rho)
+def test_places_in_the_law_of_times_are_its_uniform_numbers(law, process, make, tiny):
+    method = make(parts=tiny.ingredients(tiny.teacher(process=process)), score_law=law)
     u = torch.linspace(0, 1, 11, dtype=F64)
     torch.testing.assert_close(method.place(method.score_times(u)), u, rtol=1e-10, atol=1e-12)
 
@@ -255,11 +255,11 @@ def test_times_over_the_whole_schedule(make, tiny):
     low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
     torch.testing.assert_close(method.critic_times(u), (low + (high - low) * u) ** 7, rtol=1e-10, atol=0)
     flow = tiny.ingredients(tiny.teacher(process=RectifiedFlow()))
-    method = make("dmd", flow, critic_law="process", score_rho=None, score_low=0.25, score_high=4.0)
+    method = make("dmd", flow, critic_law="process", score_law="uniform", score_low=0.25, score_high=4.0)
     process = method.process
     torch.testing.assert_close(method.critic_times(u), process.t_min + (process.t_max - process.t_min) * u)
     torch.testing.assert_close(method.score_times(u), 0.2 + 0.6 * u)  # sigma = t / (1 - t)
-    with pytest.raises(LimbeckError, match="sigma = inf, where this process ends; set score_rho to None, not 7"):
+    with pytest.raises(LimbeckError, match="sigma = inf, where this process ends; set score_law to uniform"):
         make("dmd", flow, critic_law="process")
 
 

@@ -118,7 +118,9 @@ def judge(runs: Sequence[Figures]) -> list[Check]:
     """The gates."""
     m, end = medians(runs), JUDGED[-1]
     return [
-        at_most("DisBack / host alone, sliced Wasserstein distance at the end", m[f"DisBack at {end}"] / m[f"plain at {end}"], 0.3),
+        at_most(
+            "DisBack / host alone, sliced Wasserstein distance at the end", m[f"DisBack at {end}"] / m[f"plain at {end}"], 0.3
+        ),
         at_least("the teacher's error at the first student's samples / at data, sigma 0.3", m["mismatch at 0.3"], 2),
     ]
 

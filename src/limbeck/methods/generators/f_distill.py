@@ -19,8 +19,8 @@ With p_t and q_t the laws of teacher and student noised to t, r = p_t / q_t and 
     neyman    (1 - r)^2 / r                     2/r         least of all; not in the paper
 
 The ratio, the score difference and (by default) the generator's adversarial term are taken at the same (x_t, t). The bins of
-(3) have equal width in the uniform number that the law of t is made from: sigma^(1/rho) between score_low and score_high, or
-the process's time where score_rho is None. Equal widths there hold equally many samples. Sums for (3) and (4) are over the
+(3) have equal width in the uniform number that the law of t is made from: sigma^(1/7) between score_low and score_high, or
+the process's time where score_law is uniform. Equal widths there hold equally many samples. Sums for (3) and (4) are over the
 whole batch, micro-batches and ranks. rkl skips (2) to (4).
 
 Differs from the paper / from its authors' code: the code's bins have equal width in t; h of sh keeps its 1/4 and that of
@@ -32,7 +32,7 @@ pass of the watched network of their own. The second phase of ImageNet (rate 5e-
 import copy
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -83,7 +83,7 @@ PRESETS = {
     "paper-sd15": FDistillOptions(
         iterations=6_000, batch=1024, critic_steps=9, gan_weight=1e-3, gan_r1=1.0, guidance=1.75,
         ema=EmaOptions("constant", 0.9996), sigmas=(14.6,), begin="unit", score_low=0.138, score_high=13.04,
-        score_rho=None, critic_weight="eps", **_paper(1e-5),
+        score_law="uniform", critic_weight="eps", **_paper(1e-5),
     ),
 }  # fmt: skip
 """Unverified: what the paper's own text says of bins and averages (these are its authors' code's), and the critic's law."""
@@ -128,7 +128,7 @@ class FDistill(ScoreDistillation):
 
         def logged(sample: Sample, t: Tensor, eps: Tensor, step: int = 0) -> Pull:
             pull = weighing(sample, t, eps, step)
-            return Pull(pull.gradient, {**pull.logs, **logs})
+            return replace(pull, logs={**pull.logs, **logs})
 
         return logged
 
@@ -146,7 +146,7 @@ class FDistill(ScoreDistillation):
     def place(self, t: Tensor) -> Tensor:
         """Where times (B,) lie in the law of score times: the u in [0, 1] that it makes t from, whole samples alike."""
         ends = self.score_times(torch.tensor([0.0, 1.0], dtype=torch.float64, device=t.device))
-        rho = self.options.score_rho
+        rho = self.rho
         low, high = ends if rho is None else self.process.sigma(ends) ** (1 / rho)
         return ((t if rho is None else self.process.sigma(t) ** (1 / rho)) - low) / (high - low)
 

@@ -24,7 +24,9 @@ class Ingredients:
 
     ``example``: one small batch of data in the data's range, with its conditions. ``images``: is there real data for
     training? ``network``: makes a new network F for students that do not start from the teacher. ``start``: what students
-    and critics start as copies of (None: the teacher). ``rewards``: what preference methods may maximise, by name.
+    and critics start as copies of (None: the teacher), ``start_sigmas`` the levels at which it samples, where it is the student
+    of another run. ``rewards``: what preference methods may maximise, by name. ``negatives`` (N, M, C'): texts that nobody
+    wants to see, for methods that are trained with negative prompts.
     """
 
     teacher: Any
@@ -35,7 +37,9 @@ class Ingredients:
     sigma_data: float = 0.5
     network: Callable[[], nn.Module] | None = None
     start: Any = None
+    start_sigmas: tuple[float, ...] | None = None
     rewards: Mapping[str, Reward] = field(default_factory=dict)
+    negatives: Tensor | None = None
 
     @property
     def begin(self) -> Any:
@@ -60,7 +64,8 @@ def make_method(cls: type["Generator"], options: Any, task: Task, seed: int) -> 
     example = real[rows] if x is None else x.to(real)
     placed = None if cond is None else {name: value.to(real.device) for name, value in cond.items()}
     parts = Ingredients(task.teacher, task.shape, example, placed, x is not None, task.sigma_data, task.network)
-    parts = replace(parts, start=task.start, rewards=task.rewards)
+    negatives = None if task.negatives is None else task.negatives.to(real)
+    parts = replace(parts, start=task.start, start_sigmas=task.start_sigmas, rewards=task.rewards, negatives=negatives)
     return cls(parts, options)
 
 
@@ -90,21 +95,30 @@ def check_guidance(teacher: Any, *scales: float) -> None:
             raise LimbeckError(f"guidance {w:g} needs a null condition, which the teacher does not have; use 1")
 
 
-def discriminator_on(watched: Any, parts: Ingredients, layers: tuple[str, ...]) -> Heads:
-    """New heads on the named layers of a denoiser; none named: those that its network calls ``feature_layers``."""
+def discriminator_on(
+    watched: Any,
+    parts: Ingredients,
+    layers: tuple[str, ...],
+    head: Callable[[Any], nn.Module] = Heads,
+    where: str = "feature_layers",
+) -> nn.Module:
+    """New heads on the named layers of a denoiser; none named: those that its network calls ``where``."""
     x, cond = first_rows(parts)
     t = watched.process.time_of(torch.full((len(x),), 0.5, dtype=torch.float64, device=x.device))
     if not layers:
-        chosen = getattr(getattr(watched, "network", None), "feature_layers", ())
+        chosen = getattr(getattr(watched, "network", None), where, ())
         layers = tuple(f"network.{name}" for name in chosen)
     if not layers:
         names = ", ".join(candidate_layers(watched, x, t, cond))
         raise LimbeckError(f"name the layers that the discriminator reads (gan_features); candidates: {names}")
-    return Heads(feature_shapes(watched, layers, x, t, cond)).to(x)
+    return head(feature_shapes(watched, layers, x, t, cond)).to(x)
 
 
 class Generator(Method):
-    """A student denoiser and its rollout over noise levels. Subclasses add roles and ``step``."""
+    """A student denoiser and its rollout over noise levels. Subclasses add roles and ``step``.
+
+    ``times``: the rollout's times in the process's own measure, in the noise levels' place.
+    """
 
     def __init__(
         self,
@@ -112,6 +126,7 @@ class Generator(Method):
         sigmas: tuple[float, ...],
         student: nn.Module | None = None,
         *,
+        times: Tensor | None = None,
         renoise: str = "fresh",
         begin: str = "noise",
     ):
@@ -119,7 +134,10 @@ class Generator(Method):
         process: Any = self.student.process
         self.process: Process = process
         self.shape, self.sigma_data = parts.shape, parts.sigma_data
-        self.times = self.process.time_of(torch.tensor(sigmas, dtype=torch.float64))
+        if times is None:  # no level given: one step from the schedule's end
+            levels = torch.tensor(sigmas, dtype=torch.float64)
+            times = self.process.time_of(levels) if sigmas else levels.new_tensor([self.process.t_max])
+        self.times = times
         low, high = self.process.t_min, self.process.t_max
         if bool(((self.times < low) | (self.times > high)).any()):
             raise LimbeckError(
@@ -127,6 +145,11 @@ class Generator(Method):
                 f"whose times go from {low:g} to {high:g}; choose levels inside"
             )
         self.rollout = Rollout(self.process, tuple(self.times.tolist()), renoise, start=begin)
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """The noise levels s / a of the student's steps."""
+        return tuple(self.process.sigma(self.times).tolist())
 
     def normal(self, batch: Batch, stream: str) -> Tensor:
         """Standard normal noise (B, *shape), keyed by sample, in the student's dtype."""

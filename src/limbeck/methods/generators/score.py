@@ -5,9 +5,8 @@ composed: a producer of samples, a rule, a target (the teacher, or one that chan
 """
 
 import copy
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -18,13 +17,16 @@ from limbeck.errors import LimbeckError
 from limbeck.losses import denoising_loss
 from limbeck.methods.generators.adversary import Adversary
 from limbeck.methods.generators.generator import Generator, Ingredients, check_guidance, discriminator_on, trained_copy
-from limbeck.noise import InSigma, Karras, LogNormal, TimeLaw, Uniform, between
-from limbeck.rules import Sample, ScoreRule, surrogate
+from limbeck.methods.generators.levels import level_laws
+from limbeck.methods.generators.producers import Producer, uniform_steps, whole_chain
+from limbeck.networks import ChannelMean, Heads
+from limbeck.noise import between
+from limbeck.rules import Pull, Sample, ScoreRule, huber_surrogate, surrogate
 from limbeck.tasks import drop_conditions
 from limbeck.training import Batch, EmaOptions, OptimizerOptions, Role, Step, Update
 from limbeck.training.diagnostics import diversity
 
-Producer = Callable[[Any, Batch, int], Sample]  # (method, batch, which draw of the iteration) -> samples with a gradient
+IMPORTANCE: dict[str, Any] = {"exact": "none", "is": "tempered", "raw_is": "raw", "x0": "none"}
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,27 @@ class ScoreOptions:
     score_low: float = 0.1
     score_high: float = 5.0
     """Scores are compared at levels of sigma in [score_low, score_high]."""
-    score_rho: float | None = 7.0
-    """Karras' rho of these levels: sigma^(1/rho) is uniform (None: the process's own time is, as in DMD)."""
+    score_law: Literal["karras", "uniform", "critic"] = "karras"
+    """How: Karras' spacing (rho 7), uniform in the process's time (the indices of a table), or at the critic's levels."""
     critic_mean: float = -0.6
     critic_std: float = 1.4
     """The critic learns at ln sigma ~ N(critic_mean, critic_std^2)."""
-    critic_law: Literal["lognormal", "process"] = "lognormal"
-    """That law, or score_rho's spacing over all levels of the process (DMD and DMD2: every step of the schedule alike)."""
+    critic_law: Literal["lognormal", "score", "process"] = "lognormal"
+    """So, or where the scores are compared, or with their spacing over all levels of the process (DMD)."""
     critic_weight: str = "edm"
+    critic_target: Literal["exact", "is", "raw_is", "x0"] = "exact"
+    """What the critic learns of samples at a noise level: the exact conditional score, or their clean predictions, weighed by
+    importance (tempered by the dimension, or raw), or not weighed."""
+    critic_damping: float = 10.0
+    """The exact target's weight is damped by min(1, this times s_{t|level}^2) ..."""
+    damping_by: Literal["variance", "share"] = "variance"
+    """... or times (s_{t|level} / s_t)^2."""
+    anchor: Literal["x", "x0"] = "x"
+    """What the pull moves of samples at a noise level: themselves, or the clean prediction they were made with."""
+    surrogate: Literal["plain", "huber", "huber_sample"] = "plain"
+    """The loss that holds the pull: its product with the sample, or a pseudo-Huber distance by element or by sample."""
+    huber_c: float | None = 1e-3
+    """Its c (None: 0.00054 sqrt(d))."""
     student_rank: int = 0
     critic_rank: int = 0
     """Rank of low-rank adapters on the shared frozen base (0: all weights are trained)."""
@@ -81,8 +96,14 @@ class ScoreOptions:
     gan_on: Literal["teacher", "critic"] = "teacher"
     gan_time: Literal["own", "shared"] = "own"
     """The student's adversarial term at a time of its own, or at the very point of the score difference."""
+    gan_head: Literal["trained", "mean"] = "trained"
+    """Small networks on the features, or none: the mean over the critic's channels is the logit (gan_on="critic")."""
     gan_features: tuple[str, ...] = ()
     """Names of the tapped layers (empty: the network's own choice)."""
+    gan_paired: bool = False
+    """Real and fake samples are judged at one time, under one noise."""
+    gan_clamp: float | None = None
+    """Largest size of a logit (None: any)."""
     gan_r1: float = 0.0
     """Weight of the finite-difference R1 penalty."""
     gan_after: int = 0
@@ -96,16 +117,10 @@ class ScoreOptions:
             raise LimbeckError(f"critic_steps={self.critic_steps}: the critic needs at least 1 update per student update")
         if self.guidance_high is not None and not 0 <= self.guidance <= self.guidance_high:
             raise LimbeckError(f"a random guidance needs 0 <= low <= high, not U({self.guidance:g}, {self.guidance_high:g})")
-
-
-def uniform_steps(method: "Generator", batch: Batch, call: int) -> Sample:
-    """The output of one step k ~ U{0..K-1}, the same for the whole batch, on what steps 0..k-1 made without gradient."""
-    return method.produce(batch, batch.noise.shared_randint("step", 0, len(method.times), call=call))
-
-
-def whole_chain(method: "Generator", batch: Batch, call: int) -> Sample:
-    """The output of the last step, differentiable through all of them."""
-    return method.produce(batch, None)
+        if self.gan_head == "mean" and self.gan_on != "critic":
+            raise LimbeckError(
+                "gan_head='mean' has no weights of its own: it needs gan_on='critic', which is trained to be read"
+            )
 
 
 class ScoreDistillation(Generator):
@@ -138,7 +153,8 @@ class ScoreDistillation(Generator):
             1.0 if o.guidance_high is None else o.guidance_high,
         ]
         check_guidance(parts.teacher, *scales)
-        self.options, self.draws = o, o.critic_steps + (self.order == "critic")
+        self.options: Any = options
+        self.draws = o.critic_steps + (self.order == "critic")
         self.teacher: Denoiser = parts.teacher
         self.critic: Any = trained_copy(parts.begin, o.critic_rank, o.adapter_alpha) if critic is None else critic
         self.producer = producer or (uniform_steps if o.match == "uniform" else whole_chain)
@@ -147,18 +163,21 @@ class ScoreDistillation(Generator):
             "student": Role(self.student, o.student, o.ema),
             "critic": Role(self.critic, o.critic),
         }
-        self.score_times = self._spaced(o.score_low, o.score_high)
-        self.critic_times: TimeLaw = InSigma(LogNormal(o.critic_mean, o.critic_std), self.process)
-        if o.critic_law == "process":
-            self.critic_times = self._spaced(*self._sigmas(self.process.t_min, self.process.t_max))
+        self.score_times, self.critic_times = level_laws(
+            self.process, o.score_law, o.critic_law, o.score_low, o.score_high, o.critic_mean, o.critic_std
+        )
         self.adversary: Adversary | None = None
         if o.gan_weight > 0:
             if not parts.images:
                 raise LimbeckError("gan_weight > 0 needs real images for the discriminator; give data or set gan_weight to 0")
             watched = self.critic if o.gan_on == "critic" else parts.begin  # a teacher in closed form has no layers
-            heads = discriminator_on(watched, parts, o.gan_features)
-            self.adversary = Adversary(watched, heads, self.critic_times, self.normal, o.gan_r1)
-            self.roles["discriminator"] = Role(heads, o.discriminator)
+            kind: Any = (ChannelMean, "encoder_layers") if o.gan_head == "mean" else (Heads, "feature_layers")
+            heads = discriminator_on(watched, parts, o.gan_features, *kind)
+            self.adversary = Adversary(
+                watched, heads, self.critic_times, self.normal, o.gan_r1, paired=o.gan_paired, clamp=o.gan_clamp
+            )
+            if self.adversary.trained:
+                self.roles["discriminator"] = Role(heads, o.discriminator)
 
     def step(self, batch: Batch) -> Step:
         o, waiting = self.options, batch.step < self.options.student_after
@@ -176,8 +195,14 @@ class ScoreDistillation(Generator):
 
     def student_update(self, batch: Batch) -> Any:
         """Yields the student's update; returns the sample."""
-        o = self.options
         sample = self.producer(self, batch, 0)
+        loss, logs = yield from self.student_loss(batch, sample)
+        yield Update("student", loss, logs)
+        return sample
+
+    def student_loss(self, batch: Batch, sample: Sample) -> Any:
+        """The loss that holds the pull on a sample, and what is logged of it, once the whole batch's totals are in."""
+        o = self.options
         t, eps = self.score_time(batch, sample), self.normal(batch, "score noise")
         rule = yield from self.weighed(self.guided_rule(batch), batch, sample, t, eps)
         pull = rule(sample, t, eps, batch.step)
@@ -185,9 +210,8 @@ class ScoreDistillation(Generator):
         if self.adversary is not None and batch.step >= o.gan_after:
             if o.gan_time == "own":
                 t, eps = self.adversary_time(batch, sample), self.normal(batch, "gan noise")
-            gradient = gradient + o.gan_weight * self.adversary.gradient(sample, t, eps)
-        yield Update("student", surrogate(self.anchor(sample), gradient), logs)
-        return sample
+            gradient = yield from self.with_adversary(pull, self.adversary.gradient(sample, t, eps))
+        return self.pulled(sample, replace(pull, gradient=gradient)), logs
 
     def critic_update(self, batch: Batch, sample: Sample) -> Step:
         """Yields the updates of the critic, and of the discriminator where there is one, on a sample."""
@@ -197,7 +221,8 @@ class ScoreDistillation(Generator):
             return
         gan, logs = self.adversary.loss(batch, sample)
         if self.options.gan_on == "critic":
-            yield Update(("critic", "discriminator"), loss + self.options.gan_critic_weight * gan, logs)
+            both = ("critic", "discriminator") if self.adversary.trained else "critic"
+            yield Update(both, loss + self.options.gan_critic_weight * gan, logs)
         else:
             yield Update("critic", loss)
             yield Update("discriminator", gan, logs)
@@ -209,15 +234,38 @@ class ScoreDistillation(Generator):
         k1 = o.critic_training_guidance
         critic = self.critic if k1 == 1 else ClassifierFree(self.critic, k1)
         cond = self.critic_condition(batch, sample.cond)
+        learn_clean = sample.level is not None and o.critic_target != "exact"
         return denoising_loss(
-            critic, sample.x, t, eps, cond, weight=o.critic_weight, sigma_data=self.sigma_data, level=sample.level
-        )
+            critic, sample.x, t, eps, cond, weight=o.critic_weight, sigma_data=self.sigma_data, level=sample.level,
+            damping=o.critic_damping, relative=o.damping_by == "share", clean=sample.clean if learn_clean else None,
+            importance=IMPORTANCE[o.critic_target],
+        )  # fmt: skip
 
     # -- what systems change ------------------------------------------------------------------------------------------
 
     def anchor(self, sample: Sample) -> Tensor:
-        """What the pull moves: the sample itself."""
-        return sample.x
+        """What the pull moves: the sample itself, or its clean prediction."""
+        return sample.x if self.options.anchor == "x" else sample.clean
+
+    def pulled(self, sample: Sample, pull: Pull) -> Tensor:
+        """The scalar whose gradient moves the sample along the pull."""
+        o, x = self.options, self.anchor(sample)
+        if o.surrogate == "plain":
+            return surrogate(x, pull.gradient)
+        reduce = "element" if o.surrogate == "huber" else "sample"
+        return huber_surrogate(x, pull.gradient, pull.scale, c=o.huber_c, reduce=reduce)
+
+    def sampler(self, ema: bool = True, steps: int | None = None, **how: Any) -> Callable[..., Tensor]:
+        """The student as its producer samples it, where that has a way of its own."""
+        own: Any = getattr(self.producer, "sampler", None)
+        if own is None:
+            return super().sampler(ema, steps)
+        return own(self, self.roles["student"].best if ema else self.student, steps, **how)
+
+    def with_adversary(self, pull: Pull, gan: Tensor) -> Any:
+        """Returns the student's gradient from its pull and from the adversarial term's; may yield totals."""
+        return pull.gradient + self.options.gan_weight * gan
+        yield  # a generator, like what it is called from
 
     def critic_condition(self, batch: Batch, cond: Cond | None) -> Cond | None:
         """The conditions that the critic is trained with."""
@@ -257,24 +305,25 @@ class ScoreDistillation(Generator):
         """Where the student's adversarial term is taken, (B,), if at a time of its own."""
         return self._within(batch.noise.uniform("gan time"), sample, self.critic_times)
 
-    def _sigmas(self, *times: float) -> list[float]:
-        return self.process.sigma(torch.tensor(times, dtype=torch.float64)).tolist()
-
-    def _spaced(self, low: float, high: float) -> TimeLaw:
-        """The law of times with score_rho's spacing between two sigmas."""
-        rho, process = self.options.score_rho, self.process
-        if rho is not None:
-            if not math.isfinite(high):
-                raise LimbeckError(f"no level lies at sigma = inf, where this process ends; set score_rho to None, not {rho:g}")
-            return InSigma(Karras(low, high, rho), process)
-        ends = process.time_of(torch.tensor([low, high], dtype=torch.float64)).clamp(process.t_min, process.t_max)
-        return Uniform(*ends.tolist())
-
-    def _within(self, u: Tensor, sample: Sample, law: TimeLaw) -> Tensor:
+    def _within(self, u: Tensor, sample: Sample, law: Callable[[Tensor], Tensor]) -> Tensor:
         if sample.low is None and sample.high is None:
             return law(u)
-        o = self.options
-        edges = self.process.time_of(torch.tensor([o.score_low, o.score_high], dtype=torch.float64, device=u.device))
+        edges = self.edges.to(u.device)
         low = edges[0].expand_as(u) if sample.low is None else torch.maximum(sample.low, edges[0])
         high = edges[1].expand_as(u) if sample.high is None else torch.minimum(sample.high, edges[1])
-        return between(self.process, u, low, torch.maximum(high, low), o.score_rho)
+        return self.times_between(u, low, torch.maximum(high, low))
+
+    def times_between(self, u: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Times within each sample's own window, (B,)."""
+        return between(self.process, u, low, high, self.rho)
+
+    @property
+    def rho(self) -> float | None:
+        """Karras' rho of the score levels (None: they are uniform in the process's time)."""
+        return 7.0 if self.options.score_law == "karras" else None
+
+    @property
+    def edges(self) -> Tensor:
+        """The lowest and the highest time at which scores are compared, (2,), on the CPU."""
+        ends = torch.tensor([self.options.score_low, self.options.score_high], dtype=torch.float64)
+        return self.process.time_of(ends)

@@ -1,0 +1,129 @@
+"""All generators on the digits at equal time: the table of docs/choose.md.
+
+    python benchmarks/choose.py [--seconds 40] [--methods dmd sid ...] [--write docs/choose.md]
+
+Each method runs in a process of its own with its recommended options and as many iterations as fit into the given CPU
+seconds (one thread; measured on a few iterations beforehand). Quality is the Frechet distance of 7,188 samples in the
+library's digit features, diversity the within-class variance of the pixels over that of the real digits (1: as diverse),
+memory the peak of live tensor bytes in two iterations, counted as they are allocated and freed.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from limbeck.claims.generators.digits import digits_task
+from limbeck.methods import METHODS, find
+from limbeck.methods.generators.generator import make_method
+from limbeck.metrics import class_variance_ratio
+from limbeck.training import Loop, LoopOptions
+
+MARK = "<!-- measured by benchmarks/choose.py -->"
+OTHER_GOALS = {"pso": "fine-tunes to a reward", "sfd": "forgets a class", "gaussian-score": "a sampler: trains nothing"}
+COLUMNS = ("method", "calls", "Frechet", "accuracy", "diversity", "s per 1,000 updates", "peak MB", "networks held")
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of tensors that are alive, and their peak, from what operations return inside this context."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen: set[int] = set()
+
+    def _freed(self, key: int, size: int) -> None:
+        self.seen.discard(key)
+        self.now -= size
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                storage = leaf.untyped_storage()
+                key, size = storage._cdata, storage.nbytes()
+                if key not in self.seen:
+                    self.seen.add(key)
+                    self.now += size
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self._freed, key, size)
+        return out
+
+
+def measured(name: str, seconds: float) -> dict[str, float | str]:
+    """One row: the method of that id on the digits for so many CPU seconds."""
+    torch.set_num_threads(1)
+    task, entry = digits_task(), find(name)
+    cls, _, presets = entry.load()
+    options = presets["recommended"]
+
+    def loop(iterations: int) -> Loop:
+        chosen = replace(options, iterations=iterations)
+        return Loop(make_method(cls, chosen, task, 0), task.source, LoopOptions(iterations, options.batch), quiet=True)
+
+    trial = loop(options.iterations)
+    trial.iterate()
+    weights = sum(p.nbytes for role in trial.method.roles.values() for m in {role.module, role.best} for p in m.parameters())
+    with LiveBytes() as live:
+        trial.iterate()
+        trial.iterate()
+    start = time.process_time()
+    for _ in range(10):
+        trial.iterate()
+    each = (time.process_time() - start) / 10
+    final = loop(max(int(seconds / each), 20))
+    final.train()
+    method = final.method
+    sampler = method.sampler()
+    figures = task.evaluator(sampler, len(method.times))
+    x = task.evaluator.sample(sampler).clamp(-1, 1)
+    diversity = class_variance_ratio(x, task.evaluator.cond["label"], task.evaluator.real, task.source.cond["label"])
+    row = figures["nfe"], figures["frechet"], figures["accuracy"], diversity, 1000 * each, (live.peak + weights) / 2**20
+    return dict(zip(COLUMNS, (name, *row, entry.networks), strict=True))
+
+
+def table(rows: list[dict], seconds: float) -> str:
+    """Markdown."""
+    digits = dict(zip(COLUMNS, ("", ".0f", ".3g", ".3f", ".2f", ".1f", ".1f", ""), strict=True))
+    lines = [MARK, f"The digits' teacher, {seconds:g} CPU seconds of training each, one seed, one thread:", ""]
+    lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    for row in sorted(rows, key=lambda r: r["Frechet"]):
+        lines.append("| " + " | ".join(format(row[c], digits[c]) if digits[c] else str(row[c]) for c in COLUMNS) + " |")
+    return "\n".join([*lines, MARK])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=40)
+    parser.add_argument(
+        "--methods", nargs="+", default=[e.id for e in METHODS.values() if e.module and e.id not in OTHER_GOALS]
+    )
+    parser.add_argument("--write", type=Path, help="replace the table between the two marks of this page")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.row:
+        print(json.dumps(measured(given.row, given.seconds)))
+        return
+    rows = []
+    for name in given.methods:
+        command = [sys.executable, __file__, "--row", name, "--seconds", str(given.seconds)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(rows[-1], file=sys.stderr)
+    made = table(rows, given.seconds)
+    if given.write:
+        before, _, rest = given.write.read_text().partition(MARK)
+        given.write.write_text(before + made + rest.partition(MARK)[2])
+    print(made)
+
+
+if __name__ == "__main__":
+    main()
