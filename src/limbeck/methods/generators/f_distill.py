@@ -19,9 +19,9 @@ With p_t and q_t the laws of teacher and student noised to t, r = p_t / q_t and 
     neyman    (1 - r)^2 / r                     2/r         least of all; not in the paper
 
 The ratio, the score difference and (by default) the generator's adversarial term are taken at the same (x_t, t). The bins of
-(3) have equal width in the uniform number that the law of t is made from: sigma^(1/7) between score_low and score_high, or
-the process's time where score_law is uniform. Equal widths there hold equally many samples. Sums for (3) and (4) are over the
-whole batch, micro-batches and ranks. rkl skips (2) to (4).
+(3) have equal width in the uniform number that the law of t is made from, and so hold equally many samples: in sigma^(1/7)
+between score_low and score_high, in the process's time where score_law is uniform. Sums for (3) and (4) are over the whole
+batch, micro-batches and ranks. rkl skips (2) to (4).
 
 Differs from the paper / from its authors' code: the code's bins have equal width in t; h of sh keeps its 1/4 and that of
 neyman its 2, which (4) removes. A logit that is not finite stops the run. One iteration here is one student update and
@@ -144,11 +144,9 @@ class FDistill(ScoreDistillation):
         return density_ratio(logits)  # (2)
 
     def place(self, t: Tensor) -> Tensor:
-        """Where times (B,) lie in the law of score times: the u in [0, 1] that it makes t from, whole samples alike."""
-        ends = self.score_times(torch.tensor([0.0, 1.0], dtype=torch.float64, device=t.device))
-        rho = self.rho
-        low, high = ends if rho is None else self.process.sigma(ends) ** (1 / rho)
-        return ((t if rho is None else self.process.sigma(t) ** (1 / rho)) - low) / (high - low)
+        """Where times (B,) lie in the law of score times: the u in [0, 1] that it makes t from, to 1/4096."""
+        grid = self.score_times(torch.linspace(0, 1, 4097, dtype=torch.float64, device=t.device))
+        return torch.searchsorted(grid, t.contiguous()).clamp(max=4096).double() / 4096
 
     def finish(self, step: int) -> None:
         if self.ratios is not None:
