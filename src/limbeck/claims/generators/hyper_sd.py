@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.claims.claim import Check, Claim, Figures
+from limbeck.claims.claim import Check, Claim, Figures, at_least, at_most, medians
 from limbeck.claims.generators.digits import digits_task, distil, teacher_figures
 from limbeck.methods.generators.generator import make_method
 from limbeck.methods.generators.hyper_sd import HyperSD, HyperSDOptions

@@ -19,9 +19,9 @@ With p_t and q_t the laws of teacher and student noised to t, r = p_t / q_t and 
     neyman    (1 - r)^2 / r                     2/r         least of all; not in the paper
 
 The ratio, the score difference and (by default) the generator's adversarial term are taken at the same (x_t, t). The bins of
-(3) have equal width in the uniform number that the law of t is made from: sigma^(1/7) between score_low and score_high, or
-the process's time where score_law is uniform. Equal widths there hold equally many samples. Sums for (3) and (4) are over the
-whole batch, micro-batches and ranks. rkl skips (2) to (4).
+(3) have equal width in the uniform number that the law of t is made from, and so hold equally many samples: in sigma^(1/7)
+between score_low and score_high, in the process's time where score_law is uniform. Sums for (3) and (4) are over the whole
+batch, micro-batches and ranks. rkl skips (2) to (4).
 
 Differs from the paper / from its authors' code: the code's bins have equal width in t; h of sh keeps its 1/4 and that of
 neyman its 2, which (4) removes. A logit that is not finite stops the run. One iteration here is one student update and

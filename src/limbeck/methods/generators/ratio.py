@@ -99,11 +99,9 @@ class RatioWeighted(ScoreDistillation):
         return density_ratio(logits)
 
     def place(self, t: Tensor) -> Tensor:
-        """Where times (B,) lie in the law of score times: the u in [0, 1] that it makes t from, whole samples alike."""
-        ends = self.score_times(torch.tensor([0.0, 1.0], dtype=torch.float64, device=t.device))
-        rho = self.rho
-        low, high = ends if rho is None else self.process.sigma(ends) ** (1 / rho)
-        return ((t if rho is None else self.process.sigma(t) ** (1 / rho)) - low) / (high - low)
+        """Where times (B,) lie in the law of score times: the u in [0, 1] that it makes t from, to 1/4096."""
+        grid = self.score_times(torch.linspace(0, 1, 4097, dtype=torch.float64, device=t.device))
+        return torch.searchsorted(grid, t.contiguous()).clamp(max=4096).double() / 4096
 
     def finish(self, step: int) -> None:
         if self.ratios is not None:

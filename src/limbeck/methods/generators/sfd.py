@@ -152,12 +152,13 @@ class SFD(ScoreDistillation):
         if self.forgetting.judged and self.judge is None:
             raise LimbeckError("judged and sampled overrides need a classifier; give judge, images -> logits, as MODULE:NAME")
         self.draws = (2 if acts else 1) * (options.critic_steps + 1)
-        teacher, critic, self.trained_critic = _negated(options, negative, (parts.teacher, self.critic, self.critic))  # (5)
+        scores = _negated(options, negative, (parts.teacher, self.critic, self.critic))  # (5)
+        of_teacher, of_critic, self.trained_critic = scores
         guidance: Any = {"guidance": options.guidance, "critic_guidance": options.critic_guidance, "weight": options.weight}
         if options.rule == "sid":
-            self.rule = ScoreIdentity(teacher, critic, alpha=options.alpha, **guidance)  # (1)
+            self.rule = ScoreIdentity(of_teacher, of_critic, alpha=options.alpha, **guidance)  # (1)
         else:
-            self.rule = ScoreImplicit(teacher, critic, distance=options.distance, c=options.c, **guidance)
+            self.rule = ScoreImplicit(of_teacher, of_critic, distance=options.distance, c=options.c, **guidance)
         o = options
         self.forget_times = level_laws(self.process, "uniform", "score", o.forget_low, o.forget_high, 0.0, 1.0)[0]
 
