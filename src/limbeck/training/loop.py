@@ -179,6 +179,8 @@ class Loop:
             torch.nn.utils.clip_grads_with_norm_(trained.params, options.clip, norm)
         if options.clip_value is not None:
             torch.nn.utils.clip_grad_value_(trained.params, options.clip_value)
+        if self.step in options.anew:
+            trained.optimizer.state.clear()
         lr = options.lr_at(self.step, self.options.iterations)
         for group in trained.optimizer.param_groups:
             group["lr"] = lr

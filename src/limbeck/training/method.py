@@ -33,6 +33,8 @@ class OptimizerOptions:
     """Largest norm of the role's gradient (None: not clipped)."""
     clip_value: float | None = None
     """Largest size of any one element of the gradient, after the norm was clipped (None: not clipped)."""
+    anew: tuple[int, ...] = ()
+    """Iterations before which the optimizer forgets its state, and warm-up and decay begin anew."""
 
     def __post_init__(self):
         if self.restarts < 1:
@@ -49,10 +51,12 @@ class OptimizerOptions:
         if self.restarts > 1:
             part = -(-total // self.restarts)
             step, total = step % part, part
-        warm = min((step + 1) / self.warmup, 1.0) if self.warmup else 1.0
+        begin = max((r for r in self.anew if r <= step), default=0)
+        end = min((r for r in self.anew if r > step), default=total)
+        warm = min((step - begin + 1) / self.warmup, 1.0) if self.warmup else 1.0
         if self.decay == "constant":
             return self.lr * warm
-        return self.lr * warm * ramp(step, self.warmup, 1.0, self.final, total, self.decay)
+        return self.lr * warm * ramp(step, begin + self.warmup, 1.0, self.final, end, self.decay)
 
 
 @dataclass(frozen=True)

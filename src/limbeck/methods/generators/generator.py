@@ -95,21 +95,30 @@ def check_guidance(teacher: Any, *scales: float) -> None:
             raise LimbeckError(f"guidance {w:g} needs a null condition, which the teacher does not have; use 1")
 
 
-def discriminator_on(watched: Any, parts: Ingredients, layers: tuple[str, ...]) -> Heads:
-    """New heads on the named layers of a denoiser; none named: those that its network calls ``feature_layers``."""
+def discriminator_on(
+    watched: Any,
+    parts: Ingredients,
+    layers: tuple[str, ...],
+    head: Callable[[Any], nn.Module] = Heads,
+    where: str = "feature_layers",
+) -> nn.Module:
+    """New heads on the named layers of a denoiser; none named: those that its network calls ``where``."""
     x, cond = first_rows(parts)
     t = watched.process.time_of(torch.full((len(x),), 0.5, dtype=torch.float64, device=x.device))
     if not layers:
-        chosen = getattr(getattr(watched, "network", None), "feature_layers", ())
+        chosen = getattr(getattr(watched, "network", None), where, ())
         layers = tuple(f"network.{name}" for name in chosen)
     if not layers:
         names = ", ".join(candidate_layers(watched, x, t, cond))
         raise LimbeckError(f"name the layers that the discriminator reads (gan_features); candidates: {names}")
-    return Heads(feature_shapes(watched, layers, x, t, cond)).to(x)
+    return head(feature_shapes(watched, layers, x, t, cond)).to(x)
 
 
 class Generator(Method):
-    """A student denoiser and its rollout over noise levels. Subclasses add roles and ``step``."""
+    """A student denoiser and its rollout over noise levels. Subclasses add roles and ``step``.
+
+    ``times``: the rollout's times in the process's own measure, in the noise levels' place.
+    """
 
     def __init__(
         self,
@@ -117,6 +126,7 @@ class Generator(Method):
         sigmas: tuple[float, ...],
         student: nn.Module | None = None,
         *,
+        times: Tensor | None = None,
         renoise: str = "fresh",
         begin: str = "noise",
     ):
@@ -124,8 +134,10 @@ class Generator(Method):
         process: Any = self.student.process
         self.process: Process = process
         self.shape, self.sigma_data = parts.shape, parts.sigma_data
-        last = torch.tensor([self.process.t_max], dtype=torch.float64)  # no level given: one step from the schedule's end
-        self.times = self.process.time_of(torch.tensor(sigmas, dtype=torch.float64)) if sigmas else last
+        if times is None:  # no level given: one step from the schedule's end
+            levels = torch.tensor(sigmas, dtype=torch.float64)
+            times = self.process.time_of(levels) if sigmas else levels.new_tensor([self.process.t_max])
+        self.times = times
         low, high = self.process.t_min, self.process.t_max
         if bool(((self.times < low) | (self.times > high)).any()):
             raise LimbeckError(
