@@ -87,23 +87,39 @@ def judge(runs: Sequence[Figures]) -> list[Check]:
         return m[f"{one} {k} steps {figure}"] / m[f"{other} {k} steps {figure}"]
 
     return [
-        at_most("one step, quality: samples off the modes, rCM / sCM", ratio("rCM", "sCM", "off"), 0.92),
-        at_most("one step, quality: samples off the modes, rCM / DMD", ratio("rCM", "DMD", "off"), 0.85),
+        at_most("one step, quality: samples off the modes, rCM / sCM", ratio("rCM", "sCM", "off"), 1.05),
+        at_most("one step, quality: samples off the modes, rCM / DMD", ratio("rCM", "DMD", "off"), 0.95),
         at_most("one step, diversity: total variation of the modes' shares, rCM / DMD", ratio("rCM", "DMD", "tv"), 0.6),
-        at_most("one step, total variation, sCM / DMD", ratio("sCM", "DMD", "tv"), 0.6),
-        at_most("one step, total variation, rCM / sCM", ratio("rCM", "sCM", "tv"), 1.1, gated=False),
-        at_most("one step, spread within a mode / true", m["rCM 1 steps spread"], 1.1),
-        at_most("four steps, trade-off: off the modes, ten times lambda / lambda", ratio("heavy", "rCM", "off", 4), 0.9),
+        at_most("one step, diversity: total variation, sCM / DMD", ratio("sCM", "DMD", "tv"), 0.6),
+        at_most(
+            "one step, diversity within 10 % of sCM's: total variation, rCM / sCM", ratio("rCM", "sCM", "tv"), 1.1, gated=False
+        ),
+        at_most("one step, spread within a mode / true", m["rCM 1 steps spread"], 1.15),
+        at_most("four steps, quality: off the modes, rCM at ten times lambda / sCM", ratio("heavy", "sCM", "off", 4), 1.0),
+        at_most(
+            "four steps, quality within 10 % of DMD's: off the modes, rCM / DMD",
+            ratio("rCM", "DMD", "off", 4),
+            1.1,
+            gated=False,
+        ),
+        at_most(
+            "four steps, trade-off: off the modes, ten times lambda / lambda", ratio("heavy", "rCM", "off", 4), 1.0, gated=False
+        ),
         at_least(
             "four steps, trade-off: total variation, ten times lambda / lambda",
             ratio("heavy", "rCM", "tv", 4),
             1.0,
             gated=False,
         ),
-        at_most("four steps, quality: off the modes, rCM / DMD", ratio("rCM", "DMD", "off", 4), 1.1, gated=False),
         at_least("control: off the modes in one step, start / rCM", m["start off"] / m["rCM 1 steps off"], 4.0),
     ]
 
 
-CALIBRATION = ""
+CALIBRATION = (
+    "8 seeds, medians and standard deviations. One step, off the modes: sCM 0.178 +- 0.008, DMD 0.238 +- 0.034, rCM 0.153 +- "
+    "0.008; total variation 0.020 +- 0.006, 0.118 +- 0.041, 0.029 +- 0.008. Four steps: 0.150 +- 0.007, 0.133 +- 0.022, 0.148 +- "
+    "0.028, ten times lambda 0.118 +- 0.006; total variation 0.026, 0.083, 0.033 and 0.062. Every gate is three standard "
+    "deviations of one seed's ratio away, and all 56 triples of seeds pass. What the paper has and this does not show: DMD is no "
+    "better than sCM in one step, and rCM's total variation is above sCM's (1.5 times). 17 CPU s per seed on a busy computer."
+)
 CLAIM = Claim("rcm", "2510.08431", measure, judge, ring_task, CALIBRATION)
