@@ -20,7 +20,11 @@ SAMPLING = {  # t_2, t_3, ... of the student's steps
 
 @dataclass(frozen=True)
 class RCMOptions:
-    """Options of rCM. The defaults are what works on the digits. Noise levels are tan t = sigma / sigma_data."""
+    """Options of rCM. Noise levels are tan t = sigma / sigma_data.
+
+    The defaults are for small data. They were tried on the digits for 100 iterations only (5 CPU s: Frechet distance 2.5 in one
+    step, 1.2 in four; sCM alone 1.4 and 1.0, the teacher 0.72; lambda = 1 slows the beginning); longer runs are not calibrated.
+    """
 
     iterations: int = 1000
     batch: int = 128
@@ -30,7 +34,7 @@ class RCMOptions:
     """Power function average of relative length 0.05; critic iterations count too."""
     scm_weight: float = 1.0
     """Weight of the consistency term; 0 leaves distribution matching, which needs no data."""
-    dmd_weight: float = 1.0
+    dmd_weight: float = 0.1
     """lambda; 0 leaves sCM, without a critic. Its pull grows with the root of the numbers in a sample, see the module."""
     warmup: int = 0
     """H: iterations of consistency alone, in which the derivative's share r grows to 1."""
