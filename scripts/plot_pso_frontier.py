@@ -17,7 +17,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 PANELS = {
-    "online, a reward with a bound": ["online beta 5", "online beta 20", "online beta 100"],
+    "online, a reward with a bound": ["online beta 5", "online beta 10", "online beta 20", "online beta 100"],
     "offline": ["offline beta 1", "offline beta 5", "offline beta 20"],
     "controls": ["unbounded beta 1", "unbounded beta 50 clipped", "customised", "customised without prior"],
 }

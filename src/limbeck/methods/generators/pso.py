@@ -193,7 +193,9 @@ class PSO(Generator):
             rho = self.log_ratios(states, cond, torch.cat([rows, rows + n]), k.flatten().repeat(2))
             first, second = rho.chunk(2)
             rho_w, rho_l = ranked(first, second, sign[rows])
-            kl = rho_w.detach().sum() / (sign[rows] != 0).sum().clamp(min=1)
+            kl = (
+                torch.where(sign[rows] < 0, second, first).detach().mean()
+            )  # of ties the first: a reward that saturates hides nothing
             held = clipped(rho_w, rho_l, o.eps, o.clip)  # (3)
             loss = pair_loss(*held, o.beta).mean()  # (4)
             outside = torch.stack([(a != b).double().mean() for a, b in zip(held, (rho_w, rho_l), strict=True)]).mean()
