@@ -26,7 +26,7 @@ def loop(optimizer, iterations=8):
 
 
 def test_the_optimizer_forgets_before_the_iteration():
-    one, other = loop(replace(ADAM, restarts=(3,))), loop(ADAM)
+    one, other = loop(replace(ADAM, anew=(3,))), loop(ADAM)
     for _ in range(3):
         one.iterate(), other.iterate()
     assert torch.equal(one.method.net.weight, other.method.net.weight)
@@ -42,7 +42,7 @@ def test_the_optimizer_forgets_before_the_iteration():
 
 def test_warm_up_and_decay_begin_anew():
     plain = OptimizerOptions(lr=1.0, warmup=2, decay="cosine", final=0.1)
-    twice = replace(plain, restarts=(10,))
+    twice = replace(plain, anew=(10,))
     assert [twice.lr_at(s, 16) for s in range(10)] == [plain.lr_at(s, 10) for s in range(10)]
     assert [twice.lr_at(s, 16) for s in range(10, 16)] == pytest.approx([plain.lr_at(s, 6) for s in range(6)], rel=1e-15)
     constant = replace(twice, decay="constant")

@@ -1,15 +1,30 @@
 """Losses: pure functions on tensors and denoisers. Means over the elements of a sample, then over samples."""
 
 from limbeck.losses.adversarial import discriminator_loss, generator_loss, logit_accuracy, r1_finite_difference
-from limbeck.losses.consistency import consistency_loss, consistency_pair, pseudo_huber, squared
+from limbeck.losses.consistency import FromZero, consistency_loss, consistency_pair, pseudo_huber, squared
+from limbeck.losses.continuous import (
+    TANGENT_NORMALISERS,
+    WARMUPS,
+    angle,
+    consistency_tangent,
+    continuous_loss,
+    normalise_tangent,
+    trig_velocity,
+)
 from limbeck.losses.denoising import WEIGHTS, denoising_errors, denoising_loss, denoising_target, importance_weight
 from limbeck.losses.preference import clipped, customisation_loss, denoising_ratios, pair_loss, ranked
 
 __all__ = [
+    "TANGENT_NORMALISERS",
+    "WARMUPS",
     "WEIGHTS",
+    "FromZero",
+    "angle",
     "clipped",
     "consistency_loss",
     "consistency_pair",
+    "consistency_tangent",
+    "continuous_loss",
     "customisation_loss",
     "denoising_errors",
     "denoising_loss",
@@ -19,9 +34,11 @@ __all__ = [
     "generator_loss",
     "importance_weight",
     "logit_accuracy",
+    "normalise_tangent",
     "pair_loss",
     "pseudo_huber",
     "r1_finite_difference",
     "ranked",
     "squared",
+    "trig_velocity",
 ]

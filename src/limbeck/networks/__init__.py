@@ -14,11 +14,13 @@ from typing import Any
 from limbeck.errors import LimbeckError, unknown
 from limbeck.networks.adapters import LowRank, adapted, adapters, fused, merged
 from limbeck.networks.attention import Attention, Processor, attend, attended, attentions, exchange_processors, masked
+from limbeck.networks.attention_jvp import attention_jvp
 from limbeck.networks.conditioning import Conditioning, LabelEmbedding, NoiseFeatures, sinusoids
 from limbeck.networks.contract import Condition, Network
 from limbeck.networks.counted import Counted, counted
 from limbeck.networks.dit import DiT
-from limbeck.networks.heads import Heads, feature_shapes
+from limbeck.networks.forward_mode import ForwardMode, attend_forward_mode, dual_attention
+from limbeck.networks.heads import ChannelMean, Heads, feature_shapes
 from limbeck.networks.mlp import ResidualMLP
 from limbeck.networks.negative import Negative, negative_prompt
 from limbeck.networks.replay import RngCapture
@@ -50,11 +52,13 @@ def build_network(config: Mapping[str, Any]) -> ResidualMLP | UNet | DiT:
 __all__ = [
     "NETWORKS",
     "Attention",
+    "ChannelMean",
     "Condition",
     "Conditioning",
     "Counted",
     "DiT",
     "FeatureTap",
+    "ForwardMode",
     "Heads",
     "LabelEmbedding",
     "LowRank",
@@ -68,11 +72,14 @@ __all__ = [
     "adapted",
     "adapters",
     "attend",
+    "attend_forward_mode",
     "attended",
+    "attention_jvp",
     "attentions",
     "build_network",
     "candidate_layers",
     "counted",
+    "dual_attention",
     "exchange_processors",
     "feature_shapes",
     "fused",

@@ -42,7 +42,8 @@ class Rollout:
 
     ``renoise``: n is "fresh" (gamma times ``noise(i + 1)``), "fixed" (gamma z again) or "ode" (the noise implied by the step,
     (input_i - a x^(i+1)) / s at t_i, a constant for gradients: deterministic DDIM). ``noise_scale``: gamma, a factor of all
-    numbers drawn. ``start`` "unit": input_0 = gamma z, for models that begin with N(0, I) where s(t_0) < 1.
+    numbers drawn. ``start`` "unit": input_0 = gamma z, for models that begin with N(0, I) where s(t_0) < 1. With fresh noise,
+    a time may come several times in a row.
     """
 
     process: Process
@@ -52,7 +53,9 @@ class Rollout:
     start: str = "noise"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "times", tuple(check_nodes(self.process, self.times).tolist()))
+        times = torch.as_tensor(self.times, dtype=torch.float64)
+        check_nodes(self.process, times.unique_consecutive() if self.renoise == "fresh" and times.ndim == 1 else times)
+        object.__setattr__(self, "times", tuple(times.tolist()))
         if self.renoise not in get_args(Renoise):
             raise unknown("renoise", self.renoise, get_args(Renoise))
         if self.start not in get_args(Start):

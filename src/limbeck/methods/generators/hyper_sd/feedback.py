@@ -1,7 +1,6 @@
 """Human feedback on clean predictions: differentiable rewards with a hinge, and a loss against the image they came from.
 
-(1) L_aes = sum_d E relu(alpha_d - r_d(x0_hat, c))     alpha_d: a reward beyond it pulls no more
-(2) L_percep = E L_I(x0_hat, x_0, c)                   L_I: the training loss of a frozen network on the image's annotations
+L_I is the training loss of a frozen network (the paper's: instance segmentation) on the image's annotations.
 """
 
 from typing import Any
@@ -45,13 +44,13 @@ class Feedback:
         loss, logs = x.new_zeros(()), {}
         for (name, reward), alpha in zip(self.rewards.items(), self.options.hinges, strict=True):
             r = reward(x, cond)
-            loss = loss + F.relu(alpha - r).mean()  # (1)
+            loss = loss + F.relu(alpha - r).mean()  # (8)
             logs[f"reward {name}"] = r.detach().mean()
         return loss, logs
 
     def structural(self, x: Tensor, image: Tensor, cond: Cond | None) -> Tensor:
         """L_percep of predictions x of images, both (B, ...)."""
-        return self.structure(x, image, cond).mean()  # (2)
+        return self.structure(x, image, cond).mean()  # (8)
 
 
 def _check(what: str, value: Tensor, batch: int) -> None:

@@ -1,22 +1,4 @@
-"""Hyper-SD: trajectory segmented consistency distillation (TSCD), human feedback, one-step score distillation (2404.13686).
-
-The way from noise to data is cut into k segments, and the student learns to jump inside each. When it can, segments merge:
-k = 8, 4, 2, 1, one stage after the other in one run. Positions, segments, t_e and f are those of ``segments.py``.
-
-(1) x_t = a x_0 + s e,  x_{t_n} = Phi(x_t, D_T^w(x_t, t, c), t, t_n)                one step of the teacher; w ~ U[w_min, w_max]
-(2) L_k = w_mse(k) d(f(x_t, t, t_e), sg f^-(x_{t_n}, t_n, t_e)) + w_adv(k) L_adv   f^-: the average theta^- of theta
-(3) L_adv = softplus(-h(fake)),  L_D = softplus(-h(real)) + softplus(h(sg fake))   fake, real: the two points of (2)
-(4) L_fb = L_aes(x0_hat) + L_percep(x0_hat, x_0)                                   x0_hat: late predictions; ``feedback.py``
-(5) g = (D_F(x_tau) - D_w(x_tau)) / mean|x - D_w|,  L_dmd = mean(x sg[g])          x = D(s(T) z, T): one step; D_F its critic
-(6) L_mse = mean |x - x*|^2                                                        x*: several steps from the same z
-
-The k-stage's weights are the k-step model: :meth:`HyperSD.stage` gives every stage's. With adapters (``rank``) each is a small
-tree on the shared base. The unified model is the last stage's, kept good at more steps by ``anchor`` and sampled with TCD's eta.
-Sampling is deterministic DDIM on trailing positions, or TCD.
-
-Differs from the paper, which has no code: the reward stage trains the same weights on, not an adapter of its own that is merged
-later; the discriminator reads the frozen network that the student starts as; position 0 is the process's least noisy time.
-"""
+"""The method of Hyper-SD: one iteration of each kind of stage. Equations: see the package; their numbers stand in comments."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -43,7 +25,7 @@ Logs = Mapping[str, Tensor | float]
 
 
 class HyperSD(Staged):
-    """See the module. Learns from images. Raises LimbeckError for options that do not fit the teacher or the task."""
+    """See the package. Learns from images. Raises LimbeckError for options that do not fit the teacher or the task."""
 
     def __init__(self, parts: Ingredients, options: HyperSDOptions = PRESETS["recommended"]):
         o = options
@@ -85,10 +67,10 @@ class HyperSD(Staged):
         t, t_n, t_e = self.path(u), self.path(u_n), self.path(u_e)
         x_t = self.process.add_noise(x0, self.perturbed(batch), t)
         teacher, w = self.teacher, self._guidance(batch)
-        if o.teacher == "previous_stage" and stage.index > 0:
+        if o.solver == "previous_stage" and stage.index > 0:
             teacher, w = self.ends[min(stage.index, len(o.segments) - 1) - 1], 1.0
         with torch.no_grad():
-            x_n = ddim_step(self.process, x_t, guided(teacher, x_t, t, cond, w), t, t_n)  # (1)
+            x_n = ddim_step(self.process, x_t, guided(teacher, x_t, t, cond, w), t, t_n)  # (5)
         fake, real = consistency_pair(Jump(self.student, t_e), Jump(self.average, t_e), x_t, t, x_n, t_n, cond)
         return fake, real, u_e
 
@@ -101,20 +83,20 @@ class HyperSD(Staged):
     def consistency(
         self, batch: Batch, stage: Stage, weight: float = 1.0, more: Tensor | float = 0.0, logs: Logs | None = None
     ) -> Step:
-        """Yields the student's update on weight x (2) + ``more``, and with an adversary that of the discriminator."""
+        """Yields the student's update on weight x (6) + ``more``, and with an adversary that of the discriminator."""
         cond: Cond | None = batch.cond
         if self.options.drop > 0:
             cond = drop_conditions(cond, self.student.null, batch.noise.uniform("drop") < self.options.drop)
         fake, real, u_e = self.pair(batch, stage, cond)
         distance = squared if self.options.distance == "l2" else pseudo_huber
-        loss = stage.w_mse * distance(fake, real).mean()  # (2)
+        loss = stage.w_mse * distance(fake, real).mean()  # (6)
         logs = {**(logs or {}), f"distance k={stage.segments}": squared(fake.detach(), real).mean()}
         if stage.w_adv == 0:
             yield Update("student", weight * loss + more, logs)
             return
         u = batch.noise.uniform("gan time") if self.options.gan_renoise else torch.zeros_like(u_e)
         level, t, eps = self.path(u_e), self.path(u_e + (1 - u_e) * u), self.normal(batch, "gan noise")
-        gradient = self.adversary.gradient(Sample(fake, cond, level), t, eps)  # (3)
+        gradient = self.adversary.gradient(Sample(fake, cond, level), t, eps)  # (7)
         yield Update("student", weight * (loss + stage.w_adv * surrogate(fake, gradient)) + more, logs)
         of_real, of_fake = (
             self.adversary.logits(self.process.diffuse(x.detach(), eps, t, level), t, cond) for x in (real, fake)
@@ -132,13 +114,13 @@ class HyperSD(Staged):
     # -- after the last k ---------------------------------------------------------------------------------------------
 
     def rewarded(self, batch: Batch) -> tuple[Tensor, Logs]:
-        """(4) and its logs."""
+        """The sum of (8) and its logs."""
         o, loss, logs = self.options, torch.zeros(()), dict[str, Tensor]()
         if self.feedback.rewards:
             end = o.reward_low + (o.reward_high - o.reward_low) * batch.noise.shared_uniform("reward time")
             begin = 1.0 if o.reward_steps > 1 else end
             x = self.predicted(self.begin(self.normal(batch, "z"), begin), begin, end, o.reward_steps, batch.cond)
-            loss, logs = self.feedback.aesthetic(x, batch.cond)  # (4)
+            loss, logs = self.feedback.aesthetic(x, batch.cond)  # (8)
             loss = o.reward_weight * loss
         if self.feedback.structure is not None:
             assert batch.x is not None
@@ -162,7 +144,7 @@ class HyperSD(Staged):
         x = self.predicted(first, self.first, self.first, 1, batch.cond)
         tau, eps = self._between(batch, "score time"), self.normal(batch, "score noise")
         pull = self.rule(Sample(x, batch.cond), tau, eps, batch.step)
-        loss = o.dmd_weight * surrogate(x, pull.gradient)  # (5)
+        loss = o.dmd_weight * surrogate(x, pull.gradient)  # (9)
         logs: Logs = {**pull.logs, "diversity": diversity(x)}
         if o.mse_weight > 0:
             better: Any = self.average
@@ -170,8 +152,8 @@ class HyperSD(Staged):
                 better = self.teacher if o.score_guidance == 1 else ClassifierFree(self.teacher, o.score_guidance)
             with torch.no_grad():
                 goal = ddim(better, first, self.path(trailing(o.mse_steps, self.first)), batch.cond)
-            loss = loss + o.mse_weight * squared(x, goal).mean()  # (6)
-        if self.feedback.rewards:
+            loss = loss + o.mse_weight * squared(x, goal).mean()  # (10)
+        if o.rewards_stay:
             term, shown = self.feedback.aesthetic(x, batch.cond)
             loss, logs = loss + o.reward_weight * term, {**logs, **shown}
         yield from self.anchored(batch, stage, loss, logs)

@@ -1,10 +1,5 @@
 """Positions u on the way from clean data (0) to noise (1), equal segments of it, and the function that jumps inside one.
 
-(1) b_m = m / k,  u in (b_m, b_{m+1}]                      half-open: every position lies in exactly one segment
-(2) u ~ U{1/N, 2/N, ..., 1},  u_n = max(u - 1/N, b_m)      where training starts, and where the teacher's jump lands
-(3) u_e ~ U[b_m, u_n]  or  u_e = b_m                       where the student must land
-(4) f(x_t, t, s) = Phi(x_t, D(x_t, t, c), t, s)            Phi: the DDIM step; f(x, t, t) = x by construction
-
 The paper puts a border into the segment above it, where nothing is left to jump over; here it ends the one below.
 """
 
