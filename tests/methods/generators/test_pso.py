@@ -379,7 +379,7 @@ def test_the_drift_alarm_speaks_when_the_bound_is_passed():
 def test_without_a_few_step_student(tiny):
     torch.manual_seed(0)
     with pytest.raises(
-        LimbeckError, match=r"was given none: name its run with `limbeck distill pso --start RUN`, or give start="
+        LimbeckError, match=r"was given none: name its run with `limbeck distill pso --from-run RUN`, or give from_run="
     ):
         PSO(tiny.ingredients(), PSOOptions())
 
