@@ -16,7 +16,6 @@ from limbeck.errors import LimbeckError
 from limbeck.methods import Entry, find, preset_of
 from limbeck.methods.generators.generator import Generator, make_method
 from limbeck.networks import merged
-from limbeck.networks import merged
 from limbeck.runs.config import RunConfig, check_place, jsonable, read_config
 from limbeck.runs.folder import begin, last_checkpoint, open_folder
 from limbeck.tasks import OWN_OPTIONS, TASKS, Task, build_task, own_task, preferred_options, recorded
