@@ -88,7 +88,8 @@ def students(seed: int, task: Task, iterations: int, batch: int) -> Figures:
     student: Any = fresh.roles["student"].best
     figures: Figures = {}
     arms: dict[str, Any] = {
-        "phased": phased.sampler(), "four phases": four.sampler(), "own": fresh.sampler(), "truncated": truncated.sampler(), "dead critic": dead.sampler(),
+        "phased": phased.sampler(), "four phases": four.sampler(), "own": fresh.sampler(),
+        "truncated": truncated.sampler(), "dead critic": dead.sampler(),
         "ode": lambda z, cond, noise: deterministic(student, z, cond).x,
         "start": lambda z, cond, noise: deterministic(task.start, z, cond).x,
     }  # fmt: skip

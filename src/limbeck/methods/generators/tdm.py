@@ -55,7 +55,6 @@ class TDMOptions(ScoreOptions):
     sigmas: tuple[float, ...] = (5.0,)
     renoise: Literal["fresh", "fixed", "ode"] = "ode"
     anchor: Literal["x", "x0"] = "x0"
-    critic_damping: float = 1.0
     damping_by: Literal["variance", "share"] = "share"
     counts: tuple[int, ...] = (4,)
     """The numbers of steps K; several: one student for all of them, which is told K."""
