@@ -32,7 +32,7 @@ def students(seed: int, task: Task, iterations: int, batch: int) -> Figures:
     common: dict[str, Any] = {"iterations": iterations, "batch": batch, "critic_steps": 2}
     trained: dict[str, Any] = {
         "is": distil("tdm", seed, task=task, critic_target="is", **common)[0],
-        "exact": distil("tdm", seed, task=task, anchor="x", **common)[0],
+        "exact": distil("tdm", seed, task=task, critic_target="exact", anchor="x", **common)[0],
     }
     fresh, _ = distil("dmd", seed, task=task, sigmas=SIGMAS, **common)
     dmd: Any = fresh.roles["student"].best

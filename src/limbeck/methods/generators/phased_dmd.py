@@ -46,7 +46,7 @@ from limbeck.training import Batch, OptimizerOptions, Step
 class PhasedDMDOptions(ScoreOptions):
     """Options of Phased DMD: those of all score methods, and the phases. The defaults are what works on the digits."""
 
-    iterations: int = 1600
+    iterations: int = 1000
     sigmas: tuple[float, ...] = (5.0, 1.6, 0.5, 0.17)
     renoise: Literal["fresh", "fixed", "ode"] = "ode"
     anchor: Literal["x", "x0"] = "x0"
