@@ -17,10 +17,10 @@ F_k starts from the teacher, not from F_{k-1}; the phases follow one another, or
 made of experts gives G_k the expert that serves its phase, and F_k one critic for every expert that serves times above t_k.
 The student is :class:`limbeck.samplers.Experts`, samples with deterministic steps, and takes no guidance.
 
-Differs from the paper: (3) weighs squared errors of x0, times the weight of ``critic_weight`` ("velocity": the paper's). j is drawn
-for each sample (``per_sample``). A frozen expert is its average (``freeze``), as it is sampled. G_k starts from the teacher, or from
-G_{k-1} (``start``). From its code: the diversity loss, real samples for the critic and the third critic of the last phase are left
-out. Presets ``paper-`` and ``code-`` were not run here; guidance and weight decay are the code's.
+Differs from the paper: (3) weighs squared errors of x0, times the weight of ``critic_weight`` ("velocity": the paper's). A frozen
+expert is its average (``freeze``), as it is sampled. G_k starts from the teacher, or from G_{k-1} (``start``). From its code: the
+diversity loss, real samples for the critic and the third critic of the last phase are left out. Presets ``paper-`` and ``code-``
+were not run here; guidance and weight decay are the code's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,7 +59,7 @@ class PhasedDMDOptions(ScoreOptions):
     """Compare at times in (t_k, T), or (false) only within the phase."""
     margin: float = 0.0
     """Least distance of these times from t_k, in the process's own time."""
-    per_sample: bool = True
+    per_sample: bool = False
     """The step of the phase that is trained is drawn for each sample, so that the critic always sees the law of all; or for all."""
     time_shift: float = 1.0
     """Flow shift after which times that are drawn uniformly (score_law uniform) are taken."""

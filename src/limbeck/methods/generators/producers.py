@@ -151,7 +151,7 @@ class Phases:
     order: Literal["sequential", "joint"] = "sequential"
     nested: bool = True
     margin: float = 0.0
-    per_sample: bool = True
+    per_sample: bool = False
 
     def __post_init__(self) -> None:
         process, times = self.rollout.process, torch.tensor(self.rollout.times, dtype=torch.float64)
