@@ -25,7 +25,8 @@ segments overlap (``separate`` false: tau up to T) the critic is told i.
 
 Differs from the paper: the minimiser of (7) with r not tempered is the denoiser of x0h's noised law, not of x_{t_i}'s; the two
 are the same only where eh does not depend on x0h. With the tempering by 1/d, which the paper's text does not have, it is neither.
-(6), which is Phased DMD's (arXiv 2510.27684), is the score of (2) in all cases. From its code: the critic's first update takes the
+(6), which is Phased DMD's (arXiv 2510.27684), is the score of (2) in all cases, but noisy where segments are short: (7) learns
+faster here, and is the default. From its code: the critic's first update takes the
 segments of the student's samples; only DDIM is trained, any deterministic solver may sample. The start and the GAN of the paper's
 SD1.5 models are the task's and ``gan_weight``. Presets ``paper-`` take (5) and (7) with the paper's rates; their range of noise is
 the code's, and none of them was run here.
@@ -52,10 +53,11 @@ from limbeck.training import OptimizerOptions
 class TDMOptions(ScoreOptions):
     """Options of TDM: those of all score methods, the grids and the segments. The defaults are what works on the digits."""
 
+    iterations: int = 700
     sigmas: tuple[float, ...] = (5.0,)
     renoise: Literal["fresh", "fixed", "ode"] = "ode"
     anchor: Literal["x", "x0"] = "x0"
-    critic_damping: float = 1.0
+    critic_target: Literal["exact", "is", "raw_is", "x0"] = "is"
     damping_by: Literal["variance", "share"] = "share"
     counts: tuple[int, ...] = (4,)
     """The numbers of steps K; several: one student for all of them, which is told K."""
