@@ -153,5 +153,11 @@ def prepare() -> None:
     digits_task(), ring(), unequal(), classes()
 
 
-CALIBRATION = "8 seeds, one teacher: ratio 0.957 (median), mean 0.972 +- 0.062; accuracy 0.977 +- 0.002; about 45 CPU s."
+CALIBRATION = (
+    "Digits, 8 seeds, one teacher: ratio 0.957 (median), mean 0.972 +- 0.062; accuracy 0.977 +- 0.002; about 45 CPU s. Rings, one "
+    "seed: energy distance in four steps 0.33 of the start's (400 updates, unequal modes); error of the modes' weights, 0.24 at "
+    "the start, 0.157 for SiD and 0.113 for DMD after 300 updates, but 0.077 and 0.086 after 800: the limit is one of speed. "
+    "Spread within a class over the data's: 0.97 unguided, 0.79 with LSG 1.5, 1.26 with LSG 3 (its critic lags), 0.58 with "
+    "Zero-CFG, 0.96 with Anti-CFG."
+)
 CLAIM = Claim("sid", "2404.04057", measure, judge, prepare, CALIBRATION)
