@@ -23,8 +23,7 @@ one network serves every number of steps up to K. ``match="final"`` differentiat
 Differs from the papers / from their code: losses are means over elements (theirs are sums times 100: Adam does not see the
 factor); non-finite gradients stop the run instead of becoming 0 or 1e5. In (6) w and BCE of a sample are multiplied, or
 (``gan_scale="batch"``, SiDA) their means over the batch. Anti-CFG's scale and final-step matching are unverified. The Fisher
-divergence hardly sees the weights of well separated modes, so expect SiD to miss mode weights that distribution matching gets
-right.
+divergence hardly sees the weights of well separated modes: SiD comes to them later than DMD (docs/images/sid_limitation.png).
 """
 
 import math
