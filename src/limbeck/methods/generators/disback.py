@@ -123,18 +123,21 @@ class DisBack(Generator):
         )
         super().__init__(parts, o.sigmas, self.host.student, renoise=o.renoise, begin=o.begin)
         self.draws = self.host.draws
-        self.student_print = lambda: fingerprint(self.host.student, o.sigmas, o.renoise, o.begin)
         self.losses: list[float] = []
         self.recorded: list[dict[str, Tensor]] = []
         self.path = Degradation(parts.teacher, self.host.critic)
         if o.path is not None:
-            self.path, self.losses = load_path(o.path, parts.teacher, self.host.critic, self.student_print())
+            self.path.weights, self.losses = load_path(o.path, parts.teacher, self.host.critic, self._student())
             put_weights(self.host.critic, self.path.weights[-1])  # (3)
         self.roles = {**self.host.roles, "target": Role(self.path.holder)}
         self.count = len(self.path.weights) or o.nodes or o.degrade // o.every  # N
         self.target = self._target()
         retarget(self.host, self.target)  # (4)
         self._loss = 0.0
+
+    def _student(self) -> str:
+        o = self.options
+        return fingerprint(self.host.student, o.sigmas, o.renoise, o.begin)
 
     def _target(self) -> Backtracking:
         """The order of (4), checked."""
@@ -185,15 +188,15 @@ class DisBack(Generator):
         nodes = chosen_nodes(self.losses, o.every, self.count, o.spacing)  # (2)
         self.path.weights, self.recorded = [self.recorded[i] for i in nodes], []
         if o.record is not None:
-            record_path(o.record, self.path, self.losses, self.student_print())
+            record_path(o.record, self.path, self.losses, self._student())
 
     def state(self) -> dict[str, Tensor]:
         """The host's, the losses, and the path where no folder holds it."""
         tensors = {f"host/{name}": value for name, value in self.host.state().items()}
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
-        settled = bool(self.path.weights)
-        if not settled or self.options.record is self.options.path is None:
-            for i, weights in enumerate(self.path.weights if settled else self.recorded):
+        in_folder = self.options.record is not None or self.options.path is not None
+        if not (in_folder and self.path.weights):
+            for i, weights in enumerate(self.path.weights or self.recorded):
                 tensors |= {f"node/{i}/{name}": value for name, value in weights.items()}
         return tensors
 
@@ -210,7 +213,7 @@ class DisBack(Generator):
         if len(self.losses) < self.start:
             self.recorded = kept
         elif self.options.record is not None:
-            self.path.weights = load_path(self.options.record, self.path.teacher, self.host.critic)[0].weights
+            self.path.weights = load_path(self.options.record, self.path.teacher, self.host.critic)[0]
         elif self.options.path is None:
             self.path.weights = kept
 
