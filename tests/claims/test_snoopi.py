@@ -15,8 +15,7 @@ DISTANCES = {
 }
 GOOD = {
     "random frechet": 3.0,
-    "fixed 1 frechet": 6.0,
-    "fixed 2.25 frechet": 2.8,
+    "fixed 1.5 frechet": 2.8,
     "fixed 4 frechet": 9.0,
     "teacher only frechet": 8.0,
     "prompts frechet": 2.0,

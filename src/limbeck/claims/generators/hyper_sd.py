@@ -26,7 +26,7 @@ from limbeck.methods.generators.hyper_sd import HyperSD, HyperSDOptions
 from limbeck.methods.generators.hyper_sd.segments import trailing
 from limbeck.metrics import energy_distance
 from limbeck.samplers import ddim, solve
-from limbeck.tasks import Task, build_task
+from limbeck.tasks import Task, build_task, load_digit_features
 from limbeck.tasks.digit_rewards import class_reward
 from limbeck.training import Loop, LoopOptions, OptimizerOptions
 
@@ -39,9 +39,9 @@ RING = HyperSDOptions(
 )  # fmt: skip
 PLAIN: dict[str, Any] = {"w_mse": [1.0], "w_adv": [0.0]}
 DIGITS: dict[str, Any] = {
-    **PLAIN, "iterations": 1100, "segments": [4, 2, 1], "then": ["reward", "score"], "lengths": [2, 2, 2, 1, 4], "rank": 32,
-    "anchor": 1.0, "rewards": ["class"], "hinges": [-0.05],
-    "student": OptimizerOptions(lr=2e-3, betas=(0.9, 0.99), warmup=20, decay="cosine", clip=1.0),
+    **PLAIN, "iterations": 500, "grid": [16], "segments": [4, 2, 1], "then": ["score", "reward"], "lengths": [2, 2, 2, 5, 1],
+    "rank": 32, "adapt": ["inner", "outer"], "anchor": 1.0, "rewards": ["class"], "hinges": [-0.15],
+    "student": OptimizerOptions(lr=2e-3, betas=(0.9, 0.99), warmup=10, decay="cosine", clip=1.0),
 }  # fmt: skip
 
 
@@ -107,13 +107,16 @@ def digit_figures(seed: int, **changes: Any) -> Figures:
     stages = method.options.stages
     before = next(s.end for s in stages if s.name == "1")
     plain, _ = distil("hyper-sd", seed, **{**options, "iterations": before, "segments": [1], "then": [], "lengths": []})
-    figures = {**teacher_figures(), "seconds": seconds}
+    figures, judge_net = {**teacher_figures(), "seconds": seconds}, load_digit_features().to(task.evaluator.real)
 
     def judged(label: str, sampler: Any, steps: int) -> None:
         x = task.evaluator.sample(sampler)
         found = task.evaluator.judge(x, task.evaluator.cond)
         figures.update({f"{label} {name}": found[name] for name in ("frechet", "accuracy")})
-        figures[f"{label} reward"] = float(class_reward(x.clamp(-1, 1), task.evaluator.cond).mean())
+        clean, cond = x.clamp(-1, 1), task.evaluator.cond
+        figures[f"{label} reward"] = float(class_reward(clean, cond).mean())
+        judge_of = torch.log_softmax(judge_net.logits(clean), 1).gather(1, cond["label"][:, None])  # type: ignore[index]
+        figures[f"{label} judge"] = float(judge_of.mean())
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -125,13 +128,48 @@ def digit_figures(seed: int, **changes: Any) -> Figures:
         for name in method.options.then:
             judged(f"after {name}", method.sampler(stage=name, steps=1), 1)
         for k in STEPS:
-            judged(f"unified {k}", method.sampler(steps=k, eta=0.3), k)
+            judged(f"unified {k}", method.sampler(stage="score", steps=k, eta=0.3), k)
     return figures
 
 
 def judge(runs: Sequence[Figures]) -> list[Check]:
     """The gates."""
-    raise NotImplementedError
+    m = medians(runs)
+
+    def ratio(one: str, other: str, figure: str) -> float:
+        return m[f"{one} {figure}"] / m[f"{other} {figure}"]
+
+    checks = []
+    for k in (8, 4, 2):
+        name = f"ring, {k} steps: TSCD / CD, energy distance"
+        checks.append(at_most(name, ratio(f"TSCD {k}", f"CD {k}", "energy"), 0.8))
+    for k in (2, 1):
+        for arm in ("TSCD", "CD"):
+            name = f"ring, {k} step{'s' * (k > 1)}: teacher's DDIM / {arm}, energy distance"
+            checks.append(at_least(name, ratio(f"DDIM {k}", f"{arm} {k}", "energy"), 3))
+    for k in (4, 2, 1):
+        name = f"ring, {k} step{'s' * (k > 1)}: TSCD / teacher's DDIM, error of the end point"
+        checks.append(at_most(name, ratio(f"TSCD {k}", f"DDIM {k}", "rmse"), 1))
+    one = ("TSCD 1", "CD 1")
+    checks += [
+        at_least("limit, ring, 8 steps: the same", ratio("TSCD 8", "DDIM 8", "rmse"), 1),
+        at_most("ring, 1 step, a last stage as long as CD: TSCD / CD, error of the end point", ratio(*one, "rmse"), 1.1),
+        at_most(
+            "ring, 1 step, a last stage as long as CD: TSCD / CD, energy distance", ratio(*one, "energy"), 1.1, gated=False
+        ),
+        at_most(
+            "ring, 1 step, all stages together as long as CD: TSCD / CD, error of the end point",
+            ratio("TSCD 1, equal budget", "CD 1", "rmse"),
+            1,
+            gated=False,
+        ),
+        at_least(
+            "control, ring: two segments in one step / one segment, error",
+            ratio("two segments in one step", "TSCD 1", "rmse"),
+            2,
+        ),
+    ]
+    return checks
 
 
 CLAIM = Claim("hyper-sd", "2404.13686", measure, judge, prepare, "")

@@ -7,12 +7,13 @@ is its own sampler, and deterministically; the same trained on deterministic sta
 network learns the velocity of points that are still noisy from the exact target, and from the naive one, e - x_s.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from limbeck.claims.claim import Figures
+from limbeck.claims.claim import Check, Claim, Figures, at_least, at_most, medians
 from limbeck.claims.generators.digits import distil
 from limbeck.claims.generators.marginals import judged_points, marginals, ring_task
 from limbeck.denoisers import FiniteSetDenoiser, Preconditioned
@@ -21,6 +22,7 @@ from limbeck.metrics import class_variance_ratio
 from limbeck.networks import ResidualMLP
 from limbeck.noise import RectifiedFlow
 from limbeck.tasks import Task
+from limbeck.training import OptimizerOptions
 
 SIGMAS, BOUNDARY = (5.0, 1.6, 0.5, 0.16), 0.5
 ITERATIONS, BATCH = 600, 128
@@ -75,16 +77,16 @@ def velocity_loss(critic: Preconditioned, count: int, naive: bool) -> torch.Tens
 
 def students(seed: int, task: Task, iterations: int, batch: int) -> Figures:
     """The arms that are distilled."""
-    common = {"iterations": iterations, "batch": batch, "sigmas": SIGMAS}
+    common: dict[str, Any] = {"iterations": iterations, "batch": batch, "sigmas": SIGMAS}
     phased, _ = distil("phased-dmd", seed, task=task, boundaries=(BOUNDARY,), **common)
     fresh, _ = distil("dmd", seed, task=task, **common)
     truncated, _ = distil("dmd", seed, task=task, renoise="ode", **common)
     dead, _ = distil("phased-dmd", seed, task=task, boundaries=(BOUNDARY,), **{**common, "iterations": iterations // 4},
-                     critic=replace(phased.options.critic, lr=0.0))  # fmt: skip
+                     critic=OptimizerOptions(lr=0.0))  # fmt: skip
     deterministic = replace(fresh.rollout, renoise="ode")
     student: Any = fresh.roles["student"].best
     figures: Figures = {}
-    arms = {
+    arms: dict[str, Any] = {
         "phased": phased.sampler(), "own": fresh.sampler(), "truncated": truncated.sampler(), "dead critic": dead.sampler(),
         "ode": lambda z, cond, noise: deterministic(student, z, cond).x,
         "start": lambda z, cond, noise: deterministic(task.start, z, cond).x,
@@ -99,3 +101,37 @@ def students(seed: int, task: Task, iterations: int, batch: int) -> Figures:
     for name, method in {"phased": phased, "truncated": truncated}.items():
         figures |= marginals(method.roles["student"].best, method.times.tolist(), task, name)
     return figures
+
+
+def judge(runs: Sequence[Figures]) -> list[Check]:
+    """The gates."""
+    m = medians(runs)
+    reversed_in = sum(run["phased tv"] > run["ode tv"] for run in runs)
+    return [
+        at_most("critic with the exact target: relative error of its velocity", m["target exact error"], 0.05),
+        at_least("control: with the naive target e - x_s", m["target naive error"], 0.15),
+        at_most("Phased / DMD sampled deterministically: total variation of the modes", m["phased tv"] / m["ode tv"], 0.7),
+        at_most("Phased / DMD sampled deterministically: energy distance", m["phased energy"] / m["ode energy"], 1.0),
+        at_most("seeds in which the total variations are the other way round", reversed_in / len(runs), 0.0, gated=False),
+        at_most(
+            "Phased / DMD trained on deterministic states: total variation",
+            m["phased tv"] / m["truncated tv"],
+            0.7,
+            gated=False,
+        ),
+        at_most("Phased / DMD trained so: energy distance", m["phased energy"] / m["truncated energy"], 1.0, gated=False),
+        at_most("Phased / DMD with its own noise: total variation", m["phased tv"] / m["own tv"], 1.0, gated=False),
+        at_most("Phased / DMD with its own noise: energy distance", m["phased energy"] / m["own energy"], 1.0, gated=False),
+        at_least(
+            "Phased / DMD with its own noise: variance within classes",
+            m["phased diversity"] / m["own diversity"],
+            1.0,
+            gated=False,
+        ),
+        at_most("Phased / start network: energy distance", m["phased energy"] / m["start energy"], 0.5),
+        at_least("control: critics that never learn / Phased: energy", m["dead critic energy"] / m["phased energy"], 2.0),
+    ]
+
+
+CALIBRATION = ""
+CLAIM = Claim("phased-dmd", "2510.27684", measure, judge, lambda: ring_task(2), CALIBRATION)

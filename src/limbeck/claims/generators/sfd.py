@@ -95,7 +95,8 @@ def judge(runs: Sequence[Figures]) -> list[Check]:
     checks = []
     for name in JUDGES:
         checks.append(at_least(f"share of 3s asked for that are none, {name} judge", m[f"{sfd} {name} unlearning"], 0.95))
-        checks.append(at_least(f"share of them judged 8, {name} judge", m[f"{sfd} {name} override"], 0.9))
+        ratio = over(f"{name} override", "relabelled")
+        checks.append(at_least(f"share of them judged 8, SFD / SiD relabelled when asked, {name} judge", ratio, 0.9))
     accuracy = m[f"{sfd} net remain accuracy"] - m["SiD net remain accuracy"]
     worst, which = max((over(f"frechet {c}"), c) for c in range(CLASSES) if c != FORGOTTEN)
     checks += [

@@ -29,8 +29,8 @@ def ring() -> Task:
 
 def arm(name: str, seed: int, rate: float, **options: Any) -> tuple[Figures, float]:
     """The figures of one method at a multiple of the first learning rates, and its CPU seconds."""
-    rates = {"student": {"lr": 5e-4 * rate}, "critic": {"lr": 1e-3 * rate}}
-    method, seconds = distil(name, seed, task=ring(), iterations=350, batch=128, critic_steps=2, **{**rates, **options})
+    given: dict[str, Any] = {"student": {"lr": 5e-4 * rate}, "critic": {"lr": 1e-3 * rate}, "iterations": 350, **options}
+    method, seconds = distil(name, seed, task=ring(), batch=128, critic_steps=2, **given)
     figures = judged(method, "", task=ring())
     return {figure: figures[f" {figure}"] for figure in FIGURES}, seconds
 

@@ -6,11 +6,11 @@ with fresh noise, its own sampler, and deterministically; TDM with the critic's 
 student for 1, 2 and 4 steps, its critic told the number or not. DMD has as many updates of the student as TDM.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from limbeck.claims.claim import Figures
+from limbeck.claims.claim import Check, Claim, Figures, at_least, at_most, medians
 from limbeck.claims.generators.digits import distil
 from limbeck.claims.generators.marginals import judged_points, marginals, ring_task
 from limbeck.noise import karras_grid
@@ -28,7 +28,7 @@ def measure(seed: int) -> Figures:
 
 def students(seed: int, task: Task, iterations: int, batch: int) -> Figures:
     """The arms; energy distances times 1000."""
-    common = {"iterations": iterations, "batch": batch}
+    common: dict[str, Any] = {"iterations": iterations, "batch": batch}
     trained: dict[str, Any] = {
         "is": distil("tdm", seed, task=task, critic_target="is", **common)[0],
         "exact": distil("tdm", seed, task=task, anchor="x", **common)[0],
@@ -54,3 +54,34 @@ def students(seed: int, task: Task, iterations: int, batch: int) -> Figures:
         for K in COUNTS:
             figures |= judged_points(method.sampler(steps=K), task, f"{name} K={K}")
     return figures
+
+
+def judge(runs: Sequence[Figures]) -> list[Check]:
+    """The gates. Figures of single arms vary much between seeds: what is gated are ratios of medians."""
+    m = medians(runs)
+    last = len(SIGMAS) - 1
+
+    def inner(name: str) -> float:
+        return sum(m[f"{name} state {i}"] for i in range(1, last + 1)) / last
+
+    return [
+        at_most("TDM / start network, four deterministic steps: energy distance", m["is energy"] / m["start energy"], 0.5),
+        at_most("TDM / DMD sampled deterministically: energy distance", m["is energy"] / m["dmd energy"], 1.0),
+        at_most("TDM / DMD: energy distance of the states before the last", inner("is") / inner("dmd"), 0.5),
+        at_most("TDM / start network: energy distance of the states before the last", inner("is") / inner("start"), 0.5),
+        at_most("exact target / DMD: energy distance of the states before the last", inner("exact") / inner("dmd"), 0.5),
+        at_most("exact target / start network: energy distance", m["exact energy"] / m["start energy"], 1.0),
+        at_least(
+            "control: DMD / start network: energy distance of the states before the last", inner("dmd") / inner("start"), 1
+        ),
+        at_most("TDM / DMD with its own noise between steps: energy distance", m["is energy"] / m["dmd own energy"], 1, False),
+        at_most("exact target / importance weights: energy distance", m["exact energy"] / m["is energy"], 1.0, gated=False),
+        at_most("exact target / importance weights: states before the last", inner("exact") / inner("is"), 1.0, gated=False),
+        at_most("DPM-Solver / DDIM at sampling: energy distance", m["is dpm energy"] / m["is energy"], 1.0, gated=False),
+        at_most("one student, K = 4 / K = 1: total variation", m["told K=4 tv"] / m["told K=1 tv"], 1.0),
+        at_least("critic not told K / told, K = 1: energy", m["untold K=1 energy"] / m["told K=1 energy"], 1.2, gated=False),
+    ]
+
+
+CALIBRATION = ""
+CLAIM = Claim("tdm", "2503.06674", measure, judge, ring_task, CALIBRATION)

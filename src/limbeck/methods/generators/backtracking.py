@@ -122,8 +122,11 @@ def trained_weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 def put_weights(module: nn.Module, weights: Weights) -> None:
-    """Write weights that :func:`trained_weights` took into a module of the same make."""
-    module.load_state_dict({**module.state_dict(), **weights})
+    """Write weights that :func:`trained_weights` took into a module of the same make; what it shares is not touched."""
+    own = module.state_dict()
+    with torch.no_grad():
+        for name, value in weights.items():
+            own[name].copy_(value)
 
 
 def fingerprint(denoiser: Any, *facts: Any) -> str:

@@ -121,6 +121,10 @@ class DisBack(Generator):
         self.host = host(
             parts, options_from_dict(options_of_host, {**shared, **o.host_options}, f"host_options of {o.host}"), **given
         )
+        if getattr(self.host, "phases", None) is not None:
+            raise LimbeckError(
+                f"{o.host} makes a critic per phase, and a path is what one critic was on the way: take another producer or host"
+            )
         super().__init__(parts, o.sigmas, self.host.student, renoise=o.renoise, begin=o.begin)
         self.draws = self.host.draws
         self.losses: list[float] = []

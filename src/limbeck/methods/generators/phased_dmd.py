@@ -162,7 +162,6 @@ class PhasedDMD(ScoreDistillation):
         cuts = self.phases.boundaries
         experts = [trained_copy(serving(begin, low, high), o.student_rank, o.adapter_alpha) for high, low in pairwise(cuts)]
         critics = [critic_above(begin, low, o.critic_rank, o.adapter_alpha) for low in cuts[1:]]
-        self.phased = o
         super().__init__(
             parts, o, student=student_experts(cuts, experts), critic=PhaseCritics(critics), producer=self.phases
         )  # the critics' targets (2) and weights (3)
@@ -178,23 +177,10 @@ class PhasedDMD(ScoreDistillation):
 
     def times_between(self, u: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """Times of the phase: uniform before the time shift, or in Karras' spacing."""
-        return between(self.process, u, low, high, self.rho, self.phased.time_shift)
+        return between(self.process, u, low, high, self.rho, self.options.time_shift)
 
-    @torch.no_grad()
     def finish(self, step: int) -> None:
-        """Where a phase ends for good, its expert is frozen, and may be what the next one starts from."""
-        k = self.phases.phase(step)
-        if self.phases.order == "joint" or self.phases.phase(step + 1) == k or step + 1 >= self.phases.iterations:
-            return
-        role, index = self.roles["student"], len(self.phases.ends) - 1 - k  # experts are counted from the least noisy
-        names = [n for n, p in self.student.get_submodule(f"expert_{index}").named_parameters() if p.requires_grad]
-        done = _member(self.student, index, names)
-        if self.phased.freeze == "average" and role.ema is not None:
-            torch._foreach_copy_(done, _member(role.ema, index, names))
-        if self.phased.start == "previous":
-            for module in (self.student, role.ema):
-                if module is not None:
-                    torch._foreach_copy_(_member(module, index - 1, names), done)
+        end_phase(self, self.phases, step)
 
     def state(self) -> dict[str, Tensor]:
         """The phase whose critic is active."""
@@ -204,7 +190,24 @@ class PhasedDMD(ScoreDistillation):
         self.critic.active = int(state["phase"])
 
 
-def ends_of(o: PhasedDMDOptions) -> tuple[int, ...]:
+@torch.no_grad()
+def end_phase(method: ScoreDistillation, phases: Phases, step: int) -> None:
+    """Where a phase ends for good after a step, its expert is frozen, and may be what the next one starts from."""
+    k, o = phases.phase(step), method.options
+    if phases.order == "joint" or phases.phase(step + 1) == k or step + 1 >= phases.iterations:
+        return
+    role, index = method.roles["student"], len(phases.ends) - 1 - k  # experts are counted from the least noisy
+    names = [n for n, p in method.student.get_submodule(f"expert_{index}").named_parameters() if p.requires_grad]
+    done = _member(method.student, index, names)
+    if o.freeze == "average" and role.ema is not None:
+        torch._foreach_copy_(done, _member(role.ema, index, names))
+    if o.start == "previous":
+        for module in (method.student, role.ema):
+            if module is not None:
+                torch._foreach_copy_(_member(module, index - 1, names), done)
+
+
+def ends_of(o: Any) -> tuple[int, ...]:
     """The number of steps after which each phase ends. Raises LimbeckError for a boundary that no step starts at."""
     if any(b >= a for a, b in pairwise(o.boundaries)):
         raise LimbeckError(f"boundaries must decrease strictly, not {o.boundaries}; sort them or remove what repeats")
@@ -224,4 +227,14 @@ def _member(experts: nn.Module, index: int, names: Sequence[str]) -> list[Tensor
 
 
 METHOD, OPTIONS = PhasedDMD, PhasedDMDOptions
-__all__ = ["PRESETS", "PhaseCritics", "PhasedDMD", "PhasedDMDOptions", "critic_above", "ends_of", "serving", "student_experts"]
+__all__ = [
+    "PRESETS",
+    "PhaseCritics",
+    "PhasedDMD",
+    "PhasedDMDOptions",
+    "critic_above",
+    "end_phase",
+    "ends_of",
+    "serving",
+    "student_experts",
+]
