@@ -133,11 +133,22 @@ def judge(runs: Sequence[Figures]) -> list[Check]:
             1,
             gated=False,
         ),
-        at_most("DisBack, nodes by loss / by iteration", whole["DisBack by loss"] / whole["DisBack"], 1, gated=False),
+        at_most(
+            "DisBack, nodes at equal drops of the loss / at equal iterations, the same mean",
+            whole["DisBack by loss"] / whole["DisBack"],
+            0.7,
+        ),
         at_least("the path forwards / backwards", whole["forward"] / whole["DisBack"], 1, gated=False),
         at_most("the host with DMD's normaliser / without", whole["plain, normalised"] / whole["plain"], 1, gated=False),
     ]
 
 
-CALIBRATION = ""
+CALIBRATION = (
+    "2 seeds, far from the 8 that are wanted: the teacher's error at the first student 33 and 37 times that at data; means over "
+    "the iterations judged: host alone 1.5 and 1.9, with DMD's normaliser 0.58 and 1.05, DisBack 3.3 and 3.5, by loss 1.3 and "
+    "1.5, warm critic alone 0.53 and 0.72; ratios 0.36 and 0.37 (warm critic / host), 0.40 and 0.43 (by loss / by iteration). "
+    "At the end all arms lie between 0.35 and 0.8: the paper's 'faster' is the warm critic's here, and intermediate "
+    "teachers cost time. With Adam's momentum at 0.9 (one seed) the host ended at 3.8, DisBack at 2.0, the warm critic at 1.1, "
+    "all oscillating; DisBack / host did not fall below 0.3 either way. About 55 CPU s per seed."
+)
 CLAIM = Claim("disback", "2408.15991", measure, judge, far_ring, CALIBRATION)
