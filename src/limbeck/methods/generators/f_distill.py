@@ -77,7 +77,7 @@ PRESETS = {
     ),
     "paper-sd15": FDistillOptions(
         iterations=6_000, batch=1024, critic_steps=9, gan_weight=1e-3, gan_r1=1.0, guidance=1.75,
-        ema=EmaOptions("constant", 0.9996), sigmas=(14.6,), begin="unit", score_low=0.138, score_high=13.04,
+        ema=EmaOptions("constant", 0.9996), sigmas=(14.6146,), begin="unit", score_low=0.13799, score_high=13.0431,
         score_law="uniform", critic_weight="eps", **_paper(1e-5),
     ),
 }  # fmt: skip
