@@ -1,6 +1,7 @@
 """What goes together: every legal pair of choices trains on a closed-form teacher, every other pair is refused with its reason."""
 
 import itertools
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -136,6 +137,15 @@ def test_what_the_task_lacks_is_named(tiny):
         Compose(tiny.ingredients(), ComposeOptions(rule="skl"))
     with pytest.raises(LimbeckError, match="phases need at least two steps"):
         Compose(tiny.ingredients(), ComposeOptions(producer="phases"))
+
+
+def test_bins_with_too_few_samples(tiny):
+    own = {"rule": "js", "gan_weight": 0.1, "ratio_ema": 0.0}
+    with pytest.warns(UserWarning, match=r"a batch of 8 puts 0.8 samples into each of 10 time bins: with ratio_ema=0 "):
+        Compose(tiny.ingredients(), ComposeOptions(batch=8, **own))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Compose(tiny.ingredients(), ComposeOptions(batch=160, **own))
 
 
 @pytest.mark.parametrize("name, rule", [("dmd", "rkl"), ("sid", "sid"), ("sim", "sim")])

@@ -168,7 +168,7 @@ class Compose(RatioWeighted):
             check_windows(o.producer.removesuffix("s"), low, high, *self.edges)
         self.rule = rule_of(o, parts.teacher, self.critic)  # (2)
         if o.rule in RATIOS:
-            self.weigh_by(o.rule, o.ratio_bins, o.ratio_ema)
+            self.weigh_by(o.rule, o.ratio_bins, o.ratio_ema, o.batch)
 
     def step(self, batch: Batch) -> Step:
         if self.phases is not None:
