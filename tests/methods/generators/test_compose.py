@@ -148,6 +148,17 @@ def test_bins_with_too_few_samples(tiny):
         Compose(tiny.ingredients(), ComposeOptions(batch=160, **own))
 
 
+@pytest.mark.parametrize("strategy", AXES["strategy"])
+def test_a_guided_critic_learns_the_null_condition(strategy, tiny):
+    method = tiny.make("compose", strategy=strategy)
+    drop = 0.0 if strategy in ("none", "teacher") else 0.1
+    assert method.options.critic_drop == drop
+    at = tiny.batch(method, size=200)
+    seen = method.critic_condition(at, at.cond)["label"]
+    assert torch.equal(seen == 3, at.noise.uniform("critic drop") < drop)
+    assert tiny.make("compose", strategy=strategy, critic_drop=0.3).options.critic_drop == 0.3
+
+
 @pytest.mark.parametrize("name, rule", [("dmd", "rkl"), ("sid", "sid"), ("sim", "sim")])
 def test_the_named_systems_are_compositions(name, rule, tiny):
     own = {"alpha": 1.0} if name == "sid" else {}
