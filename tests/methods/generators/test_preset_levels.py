@@ -28,6 +28,7 @@ def laws(name, preset, process):
         ("sid", "paper-sd15-lsg", STABLE_DIFFUSION, [20, 979], [20, 979], [625]),
         ("sfd", "paper-sd15", STABLE_DIFFUSION, [20, 979], [20, 979], [625]),
         ("sfd", "paper-cifar10", LINEAR, [38, 711], [38, 711], [440]),
+        ("sim", "paper-pixart", LINEAR, [6, 721], [6, 721], [440]),
     ],
 )
 def test_steps_of_a_table(name, preset, process, score, critic, start):
