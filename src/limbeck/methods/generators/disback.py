@@ -98,7 +98,7 @@ PRESETS = {
     "recommended": DisBackOptions(),
     "paper-sdxl": DisBackOptions(
         iterations=20_200, batch=64, student=_RATE, critic=_RATE, discriminator=_RATE, critic_steps=5, guidance=8.0,
-        sigmas=(1.1606,), begin="unit", score_low=0.138, score_high=13.04, score_law="uniform", critic_law="process",
+        sigmas=(1.1606,), begin="unit", score_low=0.13799, score_high=13.0431, score_law="uniform", critic_law="process",
         critic_weight="eps", gan_weight=5e-3, gan_critic_weight=1e-2, gan_on="critic", ema=EmaOptions("constant", 0.9999),
         degrade=200, every=20, interval=200,
     ),
