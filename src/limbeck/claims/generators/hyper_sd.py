@@ -109,7 +109,7 @@ def digit_figures(seed: int, **changes: Any) -> Figures:
     plain, _ = distil("hyper-sd", seed, **{**options, "iterations": before, "segments": [1], "then": [], "lengths": []})
     figures, judge_net = {**teacher_figures(), "seconds": seconds}, load_digit_features().to(task.evaluator.real)
 
-    def judged(label: str, sampler: Any, steps: int) -> None:
+    def judged(label: str, sampler: Any) -> None:
         x = task.evaluator.sample(sampler)
         found = task.evaluator.judge(x, task.evaluator.cond)
         figures.update({f"{label} {name}": found[name] for name in ("frechet", "accuracy")})
@@ -121,14 +121,14 @@ def digit_figures(seed: int, **changes: Any) -> Figures:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for k in (4, 2, 1):
-            judged(f"digits TSCD {k}", method.sampler(stage=k), k)
-            judged(f"digits CD {k}", plain.sampler(steps=k), k)
+            judged(f"digits TSCD {k}", method.sampler(stage=k))
+            judged(f"digits CD {k}", plain.sampler(steps=k))
             exact = lambda z, cond, noise, k=k: ddim(task.teacher, method.begin(z, 1.0), method.path(trailing(k)), cond)  # noqa: E731
-            judged(f"digits DDIM {k}", exact, k)
+            judged(f"digits DDIM {k}", exact)
         for name in method.options.then:
-            judged(f"after {name}", method.sampler(stage=name, steps=1), 1)
+            judged(f"after {name}", method.sampler(stage=name, steps=1))
         for k in STEPS:
-            judged(f"unified {k}", method.sampler(stage="score", steps=k, eta=0.3), k)
+            judged(f"unified {k}", method.sampler(stage="score", steps=k, eta=0.3))
     return figures
 
 
@@ -169,6 +169,32 @@ def judge(runs: Sequence[Figures]) -> list[Check]:
             2,
         ),
     ]
+    for k in (4, 2, 1):
+        here = f"digits, {k} step{'s' * (k > 1)}: TSCD / "
+        checks.append(
+            at_most(f"{here}teacher's DDIM, Frechet distance", ratio(f"digits TSCD {k}", f"digits DDIM {k}", "frechet"), 1)
+        )
+        checks.append(
+            at_most(f"{here}CD, Frechet distance", ratio(f"digits TSCD {k}", f"digits CD {k}", "frechet"), 1, gated=False)
+        )
+    gain = {name: m[f"after reward {name}"] - m[f"after score {name}"] for name in ("reward", "judge", "accuracy")}
+    checks += [
+        at_most(
+            "digits, 1 step: score distillation / TSCD, Frechet distance", ratio("after score", "digits TSCD 1", "frechet"), 0.9
+        ),
+        at_least("digits, 1 step: reward gained in its stage", gain["reward"], 0.0),
+        at_least("digits, 1 step: judge's log-probability of the class gained there", gain["judge"], 0.0, gated=False),
+        at_least("digits, 1 step: judge's accuracy gained there", gain["accuracy"], 0.01, gated=False),
+        at_most(
+            "digits, 1 step: after rewards / before, Frechet distance",
+            ratio("after reward", "after score", "frechet"),
+            1.1,
+            gated=False,
+        ),
+    ]
+    for few, more in ((1, 2), (2, 4), (4, 8)):
+        name = f"digits, one adapter: {more} steps / {few}, Frechet distance"
+        checks.append(at_most(name, ratio(f"unified {more}", f"unified {few}", "frechet"), 1.05, gated=False))
     return checks
 
 
