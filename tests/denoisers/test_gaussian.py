@@ -6,7 +6,7 @@ import torch
 from scipy.integrate import solve_ivp
 from scipy.stats import multivariate_normal
 
-from limbeck.denoisers import GaussianDenoiser, Moments
+from limbeck.denoisers import GaussianDenoiser, Moments, in_process
 from limbeck.errors import LimbeckError
 from limbeck.noise import VE, VP, CosineVP, RectifiedFlow, TrigFlow
 
@@ -195,6 +195,14 @@ def test_rescaled_statistics_are_those_of_the_rescaled_data():
     torch.testing.assert_close(moved.mean, direct.mean)
     torch.testing.assert_close(dense(moved), dense(direct))
     assert moved.data_range == pytest.approx(direct.data_range)
+
+
+def test_the_same_gaussian_in_another_process():
+    ve = gaussian(VE())
+    moved, t = ve.moved_to(RectifiedFlow()), torch.linspace(0.05, 0.95, 6, dtype=torch.float64)
+    x = torch.randn(6, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(moved(x, t), in_process(ve, RectifiedFlow())(x, t))
+    assert moved.process == RectifiedFlow() and moved.data_range == ve.data_range and moved.count == ve.count
 
 
 def test_singular_data_at_the_smallest_noise():

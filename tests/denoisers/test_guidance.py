@@ -77,6 +77,14 @@ def test_a_negative_condition_takes_the_nulls_place(labelled):
     assert torch.equal(guided(denoiser, X, T, COND, 0.0, negative), away)
 
 
+def test_a_guided_denoiser_takes_one_negative_for_all_samples(labelled):
+    one = {"label": torch.tensor(1)}
+    for denoiser in (ClassifierFree(labelled(VE()), 2.0, negative=one), ClassifierFree(labelled(VE()), 2.0, (0.1, 9.0), one)):
+        expected = guided(labelled(VE()), X, T, COND, 2.0, {"label": torch.tensor([1, 1])})
+        torch.testing.assert_close(denoiser(X, T, COND), expected, rtol=1e-13, atol=1e-13)
+        assert denoiser.denoiser.calls[0] == [1, 1]
+
+
 def test_without_a_null_condition_only_scale_one_works(labelled):
     denoiser = labelled(VE())
     denoiser.null = None

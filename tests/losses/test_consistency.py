@@ -1,6 +1,7 @@
 """Consistency losses: values by hand, one dropout mask, and three closed forms of what they learn."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -204,3 +205,49 @@ def test_the_loss_of_the_exact_consistency_function_vanishes_with_the_grid():
     losses = [float(consistency_loss(f, f, *all_pairs(n)[0], distance=squared).detach()) for n in (65, 129, 257)]
     # the squared gap of neighbouring points shrinks with the square of the cells' width
     assert 3.5 < losses[0] / losses[1] < 4.5 and 3.5 < losses[1] / losses[2] < 4.5
+
+
+def gain_gradient(u, u_target, pairs):
+    f = Linear(u, 0.5)
+    consistency_loss(f, Linear(u_target, 0.5), *pairs, distance=squared).backward()
+    return float(f.u.grad)
+
+
+def rest(lag, points):
+    """How far from the exact gain the gradient vanishes, for a target that trails the student's parameter by ``lag``."""
+    pairs, low, high = all_pairs(points)[0], -4.0, 6.0
+    for _ in range(30):
+        u = (low + high) / 2
+        low, high = (low, u) if gain_gradient(u, u - lag, pairs) > 0 else (u, high)
+    return u + math.log(SD**2 + EPS**2)
+
+
+def test_a_target_that_trails_the_student_moves_where_the_gradient_vanishes():
+    """An average lags while the student moves; the finer the grid, the further from the exact gain that pulls it."""
+    free, trailing = [[rest(lag, n) for n in (17, 33, 65)] for lag in (0.0, 0.02)]
+    for coarse, fine in pairwise(free):
+        assert coarse / fine == pytest.approx(2, abs=0.15)  # what the grid's width leaves, without a lag
+    lagging = [b - a for a, b in zip(free, trailing, strict=True)]
+    assert -0.2 > lagging[0] > 2 * lagging[1] > 4 * lagging[2]
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.5])
+def test_where_training_comes_to_rest_an_average_has_caught_up(mu):
+    """With the gradient of all pairs the fixed point itself is the same for every mu: the lag is the bias."""
+    pairs, u, average = all_pairs(17)[0], 0.0, 0.0
+    for _ in range(350):
+        u -= 8 * gain_gradient(u, average, pairs)
+        average = mu * average + (1 - mu) * u
+    assert u + math.log(SD**2 + EPS**2) == pytest.approx(rest(0.0, 17), abs=4e-3)
+
+
+def test_the_norm_itself_has_a_gradient_where_both_points_agree():
+    x = torch.tensor([[3.0, 4.0], [1.0, 1.0]], dtype=F64, requires_grad=True)
+    y = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=F64)
+    for reduce, values, slope in (("sample", [5.0, 0.0], 0.6), ("element", [3.5, 0.0], 0.5)):
+        found = pseudo_huber(x, y, 0.0, reduce)
+        torch.testing.assert_close(found.detach(), torch.tensor(values, dtype=F64))
+        (gradient,) = torch.autograd.grad(found.sum(), x)
+        assert float(gradient[0, 0]) == pytest.approx(slope) and gradient[1].tolist() == [0.0, 0.0]
+    with pytest.raises(LimbeckError, match="unknown reduction"):
+        pseudo_huber(x, y, 0.0, "mean")

@@ -6,7 +6,16 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from limbeck.networks import DiT, ForwardMode, UNet, attend_forward_mode, attentions, dual_attention, exchange_processors
+from limbeck.networks import (
+    DiT,
+    ForwardMode,
+    UNet,
+    attend_forward_mode,
+    attentions,
+    dual_attention,
+    exchange_processors,
+    masked,
+)
 
 F64 = torch.float64
 
@@ -51,6 +60,19 @@ def test_processors_give_a_dit_its_derivative(dit):
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
     assert float(expected[1].abs().max()) > 0.1
+
+
+def test_processors_of_others_get_one_too(dit):
+    seen = torch.tensor([[True, False], [True, True]])
+    plain = dict.fromkeys(("blocks.0.cross", "blocks.1.cross"), masked(seen))
+    with sdpa_kernel(SDPBackend.MATH), exchange_processors(dit, plain):
+        expected = direction(dit, *inputs())
+    processors = dict.fromkeys(attentions(dit), attend_forward_mode())
+    processors |= {name: attend_forward_mode(processor=processor) for name, processor in plain.items()}
+    with exchange_processors(dit, processors):
+        found = direction(dit, *inputs())
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
 
 
 class Written(nn.Module):
@@ -128,3 +150,54 @@ def test_tangents_of_torch_autograd_forward_ad():
         found = forward_ad.unpack_dual(dual_attention(q, x, x)).tangent
     expected = torch.func.jvp(lambda q: dual_attention(q, x, x), (x,), (x.flip(0),))[1]
     assert torch.equal(found, expected)
+
+
+def published(kind):
+    """Small transformers of diffusers, and what they are called with beside x and t."""
+    import diffusers
+
+    text, pooled = torch.ones(2, 3, 16, dtype=F64), torch.ones(2, 16, dtype=F64)
+    given = {"encoder_hidden_states": text, "return_dict": False}
+    if kind == "wan":
+        net = diffusers.WanTransformer3DModel(
+            num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=16, freq_dim=32, ffn_dim=32,
+            num_layers=1, cross_attn_norm=True, rope_max_seq_len=32,
+        )  # fmt: skip
+        return net, (4, 2, 8, 8), given
+    if kind == "sana":
+        net = diffusers.SanaTransformer2DModel(
+            in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=8, num_cross_attention_heads=2,
+            cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=16, sample_size=8, patch_size=1,
+        )  # fmt: skip
+        return net, (4, 8, 8), given
+    net = diffusers.SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=16, caption_projection_dim=16, pooled_projection_dim=16, out_channels=4, pos_embed_max_size=8,
+    )  # fmt: skip
+    return net, (4, 8, 8), given | {"pooled_projections": pooled}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["wan", "sana", "sd3"])
+def test_published_transformers_as_they_are(kind, monkeypatch):
+    from limbeck.networks import forward_mode
+
+    calls, real = [], forward_mode.attention_jvp
+    monkeypatch.setattr(forward_mode, "attention_jvp", lambda *a, **o: (calls.append(o["kernel"]), real(*a, **o))[1])
+    torch.manual_seed(0)
+    net, shape, given = published(kind)
+    for p in net.double().eval().requires_grad_(False).parameters():
+        nn.init.normal_(p, std=0.1)
+    function = lambda x, t: net(hidden_states=x, timestep=t, **given)[0]  # noqa: E731
+    x, t = torch.randn(2, *shape, dtype=F64), torch.tensor([300.0, 700.0], dtype=F64)
+    tangents, e = (x.flip(0), torch.ones_like(t)), 1e-2  # their time embedding is float32: no smaller step
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = torch.func.jvp(function, (x, t), tangents)[1]
+    assert not calls
+    with ForwardMode():
+        found = torch.func.jvp(function, (x, t), tangents)[1]
+    assert calls
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    difference = (function(x + e * tangents[0], t + e) - function(x - e * tangents[0], t - e)) / (2 * e)
+    assert float((found - difference).norm() / difference.norm()) < 0.02

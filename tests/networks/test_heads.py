@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from limbeck.errors import LimbeckError
-from limbeck.networks import DiT, FeatureTap, Heads, UNet, feature_shapes
+from limbeck.networks import ChannelMean, DiT, FeatureTap, Heads, ResidualMLP, UNet, candidate_layers, feature_shapes
 
 F64 = torch.float64
 VECTORS = [(5,), (7, 5), (1, 5)]
@@ -129,3 +129,30 @@ def test_wrong_names_and_shapes():
             Heads(shapes)
     with pytest.raises(LimbeckError, match=r"no layer '3': there are "):
         feature_shapes(torch.nn.Sequential(torch.nn.Linear(2, 2)), ["3"], torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("shape", [*VECTORS, *MAPS], ids=str)
+def test_the_head_without_parameters_is_the_mean_over_channels(shape):
+    x = torch.randn(3, *shape, dtype=F64)
+    head = ChannelMean({"a": shape, "b": shape})
+    axis = 1 if len(shape) == 3 else -1
+    expected = x.mean(axis).reshape(3, -1)
+    assert torch.equal(head({"b": 2 * x, "a": x}), torch.cat([expected, (2 * x).mean(axis).reshape(3, -1)], 1))
+    assert not list(head.parameters())
+
+
+@pytest.mark.parametrize(
+    ("network", "feature"),
+    [
+        (UNet((1, 8, 8), channels=8, multipliers=(1, 2), blocks=2), (16, 4, 4)),
+        (DiT((1, 8, 8), width=16, blocks=4, heads=2), (16, 16)),
+        (ResidualMLP((1, 8, 8), width=24, blocks=3), (24,)),
+    ],
+    ids=["unet", "dit", "mlp"],
+)
+def test_where_the_encoder_of_a_network_ends(network, feature):
+    x, c_noise = torch.randn(2, 1, 8, 8), torch.zeros(2)
+    assert list(feature_shapes(network, network.encoder_layers, x, c_noise).values()) == [feature]
+    if isinstance(network, UNet):  # the last that the decoder's skips see, before the bottleneck
+        order = list(candidate_layers(network, x, c_noise))
+        assert order.index(network.encoder_layers[0]) < order.index("middle.0")

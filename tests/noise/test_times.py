@@ -203,6 +203,14 @@ def test_what_is_wrong_is_named(make, message):
         make()
 
 
+def test_between_with_a_shift_is_uniform_before_it():
+    """U(0.5, 1) -> shift 5 -> (0.833, 1); without one the times themselves are uniform."""
+    u = torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64)
+    low, high = torch.full((3,), 5 / 6, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    torch.testing.assert_close(between(RectifiedFlow(), u, low, high, None, 5.0), shift_times(0.5 + 0.5 * u, 5.0))
+    torch.testing.assert_close(between(RectifiedFlow(), u, low, high, None), low + (high - low) * u)
+
+
 @pytest.mark.parametrize("process", [VE(), VP(), RectifiedFlow(shift=3.0), TrigFlow()], ids=lambda p: type(p).__name__)
 def test_between_keeps_every_sample_in_its_own_interval(process):
     u = torch.linspace(0, 1, 7, dtype=torch.float64)

@@ -17,6 +17,7 @@ from limbeck.rules import (
     density_ratio,
     divergence,
     frozen,
+    huber_surrogate,
     input_gradient,
     surrogate,
 )
@@ -166,6 +167,33 @@ def test_guidance_is_on_the_teacher_alone_and_costs_its_calls():
         DistributionMatching(Gaussian(), critic, guidance=2.0)(Sample(x, cond), t, e)
 
 
+def test_negative_conditions_take_the_nulls_place_on_their_own_side():
+    null = {"label": torch.tensor(0.0, dtype=F64)}
+    teacher, critic = Gaussian(0.3, 1.0, null=null), Gaussian(-0.2, 0.7, null=null)
+    x, e, t = torch.randn(5, 1, dtype=F64), torch.randn(5, 1, dtype=F64), torch.rand(5, dtype=F64) + 0.3
+    cond, minus = {"label": torch.ones(5, dtype=F64)}, {"label": torch.full((5,), -2.0, dtype=F64)}
+    x_t = x + t[:, None] * e
+    for sides in ((minus, None), (None, minus), (minus, minus)):
+        rule = DistributionMatching(
+            teacher, critic, guidance=2.0, critic_guidance=3.0, normaliser="none", negative=sides[0], critic_negative=sides[1]
+        )
+        expected = []
+        for denoiser, negative, w in ((teacher, sides[0], 2.0), (critic, sides[1], 3.0)):
+            base = denoiser(x_t, t, negative or {"label": torch.zeros(5, dtype=F64)})
+            expected.append((base + w * (denoiser(x_t, t, cond) - base)).detach())
+        torch.testing.assert_close(rule(Sample(x, cond), t, e).gradient, expected[1] - expected[0], rtol=1e-12, atol=1e-14)
+
+
+def test_without_a_critic_the_noise_answers():
+    teacher, process = Gaussian(0.3, 1.0, RectifiedFlow()), RectifiedFlow()
+    x, e, t = torch.randn(5, 1, dtype=F64), torch.randn(5, 1, dtype=F64), 0.9 * torch.rand(5, dtype=F64) + 0.05
+    pull = DistributionMatching(teacher, None, normaliser="vsd")(Sample(x), t, e)
+    x_t = process.add_noise(x, e, t)
+    eps = process.convert(teacher(x_t, t), x_t, t, "x0", "eps").detach()
+    torch.testing.assert_close(pull.gradient, process.s(t)[:, None] ** 2 * (eps - e), rtol=1e-9, atol=1e-12)
+    assert float(pull.logs["critic_lag"]) == 0.0
+
+
 def test_a_teacher_in_another_process_pulls_the_same():
     torch.manual_seed(3)
     flow = RectifiedFlow()
@@ -260,3 +288,38 @@ def test_frozen_and_input_gradient_leave_no_trace():
 def test_unknown_names(make, message):
     with pytest.raises(LimbeckError, match=message):
         make(Gaussian())
+
+
+@pytest.mark.parametrize("reduce", ["element", "sample"])
+def test_the_huber_surrogate_lies_between_the_plain_one_and_a_sign(reduce):
+    """c -> inf: the plain surrogate's gradient over c; c -> 0: scale times the sign (or the direction) of the pull."""
+    torch.manual_seed(3)
+    x, g = torch.randn(4, 5, dtype=F64, requires_grad=True), torch.randn(4, 5, dtype=F64)
+    scale = torch.tensor([0.5, 1.0, 2.0, 3.0], dtype=F64)
+
+    def gradient(c, w=scale):
+        return torch.autograd.grad(huber_surrogate(x, g, w, c=c, reduce=reduce), x)[0]
+
+    parts = x.numel() if reduce == "element" else len(x)
+    torch.testing.assert_close(1e6 * gradient(1e6), g / parts, rtol=1e-9, atol=0)
+    unit = g.sign() if reduce == "element" else g / g.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(gradient(1e-9), scale[:, None] * unit / parts, rtol=1e-6, atol=1e-12)
+    size = (g / scale[:, None]).square()
+    size = size if reduce == "element" else size.sum(1, keepdim=True)
+    torch.testing.assert_close(gradient(0.3), g / torch.sqrt(size + 0.09) / parts, rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradient(0.3, None), gradient(0.3, torch.ones(4, dtype=F64)), rtol=0, atol=0)
+    assert float((gradient(0.3) - gradient(0.3, None)).abs().max()) > 0.01
+
+
+def test_a_pulls_scale_is_the_factor_that_it_holds():
+    torch.manual_seed(1)
+    teacher, critic = Gaussian(0.3, 1.0), Gaussian(-0.2, 0.7)
+    x, e, t = torch.randn(5, 3, dtype=F64), torch.randn(5, 3, dtype=F64), torch.rand(5, dtype=F64) + 0.3
+    for weighed, plain in (
+        (DistributionMatching(teacher, critic), DistributionMatching(teacher, critic, normaliser="none")),
+        (ScoreIdentity(teacher, critic), ScoreIdentity(teacher, critic, weight="none")),
+    ):
+        one, other = weighed(Sample(x), t, e), plain(Sample(x), t, e)
+        assert one.scale is not None and float((one.scale - 1).abs().max()) > 0.1
+        torch.testing.assert_close(one.gradient, one.scale[:, None] * other.gradient, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(other.scale, torch.ones(5, dtype=F64))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from limbeck.noise import DDPM, VE, RectifiedFlow, ddpm_grid, linear_grid
-from limbeck.samplers import Rollout, ancestral, ddim, dpm_solver_pp_2m, euler, generator_noise, heun, stochastic_edm
+from limbeck.samplers import Rollout, ancestral, ddim, dpm_solver_pp_2m, euler, generator_noise, heun, stochastic_edm, unipc
 
 diffusers = pytest.importorskip("diffusers")
 import_now = diffusers.EulerDiscreteScheduler  # diffusers loads its schedulers on first use, which takes seconds
@@ -127,6 +127,34 @@ def test_dpm_solver_multistep_that_ends_at_index_zero(n, wobbly, normal):
     theirs = run(scheduler, wobbly(TABLE), x, "eps")
     ours = dpm_solver_pp_2m(wobbly(TABLE), x, times, lower_order_final=n < 15, final=False)
     torch.testing.assert_close(ours, theirs.double(), **SINGLE)
+
+
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+@pytest.mark.parametrize(("n", "corrector"), [(8, True), (20, True), (8, False)])
+def test_unipc(n, corrector, variant, wobbly, normal):
+    """To index 0, where its last step is of first order: "bh1" answers nan where it is asked to go to clean data."""
+    scheduler = diffusers.UniPCMultistepScheduler(
+        **BETAS,
+        timestep_spacing="trailing",
+        solver_type=variant,
+        final_sigmas_type="sigma_min",
+        disable_corrector=[] if corrector else list(range(n)),
+    )
+    scheduler.set_timesteps(n)
+    times = torch.cat([ddpm_grid(n), torch.zeros(1, dtype=torch.float64)])
+    scheduler.sigmas = TABLE.sigma(times)
+    x = normal(3, 6)
+    theirs = run(scheduler, wobbly(TABLE), x, "eps")
+    options = {"variant": variant, "corrector": corrector, "lower_order_final": True, "final": False}
+    torch.testing.assert_close(unipc(wobbly(TABLE), x, times, **options), theirs, **EXACT)
+
+
+def test_unipc_to_clean_data(wobbly, normal):
+    scheduler = diffusers.UniPCMultistepScheduler(**BETAS, timestep_spacing="trailing")
+    scheduler.set_timesteps(8)
+    times, x = ddpm_grid(8), normal(3, 6)
+    exact_sigmas(scheduler, times)
+    torch.testing.assert_close(unipc(wobbly(TABLE), x, times), run(scheduler, wobbly(TABLE), x, "eps"), **EXACT)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])

@@ -17,6 +17,7 @@ from limbeck.samplers import (
     heun,
     stochastic_edm,
     teleport,
+    unipc,
 )
 
 
@@ -85,7 +86,7 @@ def test_dropping_nodes_is_a_karras_grid_of_the_rest(n, k, exact_gaussian, norma
     assert (jump.skip, jump.sigma_from, jump.sigma_to) == (k, 80.0, times[k].item()) and jump.explained_variance is None
 
 
-@pytest.mark.parametrize("solver", [ddim, heun, dpm_solver_pp_2m])
+@pytest.mark.parametrize("solver", [ddim, heun, dpm_solver_pp_2m, unipc])
 def test_the_solver_goes_on_unchanged_from_the_exact_state(solver, process, exact_gaussian, normal):
     gaussian = exact_gaussian(process)
     times = process.time_of(karras_grid(12, 0.05, 20.0))
@@ -93,6 +94,20 @@ def test_the_solver_goes_on_unchanged_from_the_exact_state(solver, process, exac
     there, remaining, _ = teleport(gaussian, x, times, 10)
     torch.testing.assert_close(there, gaussian.flow_map(x, times[:1].expand(8), times[10:11].expand(8)))
     assert torch.equal(Teleported(solver, gaussian, 10)(gaussian, x, times), solver(gaussian, there, remaining))
+
+
+@pytest.mark.parametrize("solver", [dpm_solver_pp_2m, unipc])
+def test_multistep_solvers_start_anew_where_they_land(solver, process, exact_gaussian, wobbly, normal):
+    """Nothing from before the jump is remembered: the first step there is of first order, the next of second."""
+    denoiser, times = wobbly(process, 4), process.time_of(karras_grid(12, 0.05, 20.0))
+    x = process.s(times[0]) * normal(8, 4)
+    there, remaining, _ = teleport(exact_gaussian(process), x, times, 5)
+    jump = Teleported(solver, exact_gaussian(process), 5)
+    assert torch.equal(jump(denoiser, x, times), solver(denoiser, there, times[5:]))
+    first = solver(denoiser, there, times[5:7], final=False)
+    torch.testing.assert_close(first, ddim(denoiser, there, times[5:7], final=False), rtol=1e-13, atol=1e-13)
+    both = [f(denoiser, there, remaining[:3], final=False) for f in (solver, ddim)]
+    assert not torch.allclose(*both)
 
 
 def test_no_jump_is_the_solver_itself(exact_gaussian, normal):
@@ -173,6 +188,8 @@ def test_errors(exact_gaussian, normal):
     for skip in (17, 18, -1):
         with pytest.raises(LimbeckError, match=f"cannot skip {skip} of 18 nodes.*at most 16"):
             teleport(gaussian, x, times, skip)
+    with pytest.raises(LimbeckError, match=r"knows samples of shape \(4,\), but x_from has shape \(2, 5\)"):
+        teleport(gaussian, 80 * normal(2, 5), times, 3)
     with pytest.raises(LimbeckError, match="not both"):
         teleport(gaussian, x, times, 3, sigma=5.0)
     with pytest.raises(LimbeckError, match=r"needs reference .* and data"):

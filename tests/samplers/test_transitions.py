@@ -6,7 +6,7 @@ from torch.distributions import Normal
 
 from limbeck.errors import LimbeckError
 from limbeck.noise import DDPM, VE, RectifiedFlow, ddpm_grid
-from limbeck.samplers import Chain, Rollout, ancestral, ddim, log_prob
+from limbeck.samplers import Chain, Rollout, ancestral, ddim, log_prob, tcd
 
 F64 = torch.float64
 SIGMAS = torch.tensor([10.0, 3.0, 0.5, 0.1], dtype=F64)
@@ -37,17 +37,15 @@ def test_renoise_is_the_rollout_bit_for_bit(dtype, process, wobbly, normal, keye
     assert all(torch.equal(a, b) for a, b in zip(chain.inputs, rollout.inputs, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["ancestral", "ddim"])
+@pytest.mark.parametrize("kind", ["ancestral", "ddim", "tcd"])
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
-def test_ancestral_and_ddim_are_the_solvers_of_that_name(kind, eta, process, wobbly, normal, keyed):
+def test_the_other_kinds_are_the_solvers_of_that_name(kind, eta, process, wobbly, normal, keyed):
     times, z = process.time_of(SIGMAS), normal(4, 6)
     found = Chain(process, times, kind, eta)(wobbly(process), z, noise=keyed)
     x, noise = process.s(times[0]) * z, lambda i: keyed(i + 1)
-    expected = (
-        ancestral(wobbly(process), x, times, noise=noise)
-        if kind == "ancestral"
-        else ddim(wobbly(process), x, times, eta=eta, noise=noise)
-    )
+    solver = {"ancestral": ancestral, "ddim": ddim, "tcd": tcd}[kind]
+    options = {} if kind == "ancestral" else {"eta": eta}
+    expected = solver(wobbly(process), x, times, noise=noise, **options)
     torch.testing.assert_close(found.x, expected, rtol=1e-10, atol=1e-10)
 
 

@@ -272,6 +272,11 @@ def test_learning_rates_and_averages_are_the_formulas():
     assert rates[12] == pytest.approx(2.0 * 0.55)  # half-way between 1 and 0.1
     assert min(rates[4:]) == rates[-1] > 0.2
     assert OptimizerOptions(lr=1.0).lr_at(7, 9) == 1.0
+    twice = replace(options, restarts=2)
+    assert [twice.lr_at(step, 40) for step in range(40)] == 2 * rates
+    assert [twice.lr_at(step, 39) for step in range(39)] == (2 * rates)[:-1]
+    with pytest.raises(LimbeckError, match="restarts=0: warm-up and decay run at least once"):
+        OptimizerOptions(restarts=0)
     assert EmaOptions("constant", 0.9).decay(5) == 0.9
     assert EmaOptions("half_life", 10.0).decay(3) ** 10 == pytest.approx(0.5)
     assert EmaOptions("half_life", 10.0, ramp=0.05).decay(20) == pytest.approx(0.5)
@@ -324,3 +329,24 @@ def test_impossible_options_say_so():
         method = Toy()
         method.student.requires_grad_(False)
         make(method)
+
+
+def test_values_are_clipped_after_the_norm():
+    def change(**clips):
+        method = Toy(optimizer=OptimizerOptions(lr=1.0, kind="sgd", **clips))
+        before = [p.clone() for p in method.student.parameters()]
+        made = Loop(method, TensorSource(torch.zeros(8, 2, dtype=torch.float64)), LoopOptions(1, 8), quiet=True)
+        figures = made.iterate()
+        return [p.detach() - b.detach() for p, b in zip(method.student.parameters(), before, strict=True)], figures[
+            "grad_norm/student"
+        ]
+
+    (plain, norm), (short, _) = change(), change(clip=0.01)
+    (both, same), (value, _) = change(clip=0.01, clip_value=2e-3), change(clip_value=2e-3)
+    assert same == norm > 0.01 and max(float(d.abs().max()) for d in short) > 2e-3  # both clips act
+    for a, b, c, d in zip(plain, short, both, value, strict=True):
+        torch.testing.assert_close(b, a * (0.01 / norm), rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(c, b.clamp(-2e-3, 2e-3), rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(d, a.clamp(-2e-3, 2e-3), rtol=1e-12, atol=1e-15)
+    with pytest.raises(LimbeckError, match="clip_value=0 would leave no gradient; give a positive value, or None"):
+        OptimizerOptions(clip_value=0.0)

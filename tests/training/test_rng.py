@@ -114,6 +114,30 @@ def test_other_devices_are_refused():
         RngCapture("meta")
 
 
+def test_apples_generator_is_replayed_and_put_back(monkeypatch):
+    """torch.mps in miniature: one generator without a device index, whose numbers a forward there would draw."""
+    generator = torch.Generator().manual_seed(3)
+    monkeypatch.setattr(torch.mps, "get_rng_state", generator.get_state)
+    monkeypatch.setattr(torch.mps, "set_rng_state", generator.set_state)
+    capture = RngCapture("mps")
+    first, on_cpu = torch.rand(3, generator=generator), torch.rand(2)
+    with capture.replay():
+        assert torch.equal(torch.rand(3, generator=generator), first) and torch.equal(torch.rand(2), on_cpu)
+    after = generator.get_state()
+    with pytest.raises(ZeroDivisionError), capture.replay():
+        torch.rand(5, generator=generator)
+        raise ZeroDivisionError
+    assert torch.equal(generator.get_state(), after) and not torch.equal(torch.rand(3, generator=generator), first)
+
+
+@pytest.mark.skipif(not torch.backends.mps.is_available(), reason="needs MPS")
+def test_masks_on_mps_are_shared():
+    capture = RngCapture("mps")
+    first = torch.rand(8, device="mps")
+    with capture.replay():
+        assert torch.equal(torch.rand(8, device="mps"), first)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_cuda_generators_are_restored_and_replayed():
     torch.rand(1, device="cuda")

@@ -6,6 +6,7 @@ Closed forms are exact: :class:`GaussianDenoiser` (any covariance; its probabili
 
 from limbeck.denoisers.closed_form import ClosedForm, predict
 from limbeck.denoisers.derivative import derivative
+from limbeck.denoisers.explained import Explained, explained_by
 from limbeck.denoisers.files import build_denoiser, denoiser_config, load_denoiser, save_denoiser, save_student
 from limbeck.denoisers.finite import FiniteSetDenoiser
 from limbeck.denoisers.fit import explained_variance, fit_mixture
@@ -19,6 +20,7 @@ from limbeck.denoisers.protocol import (
     Cond,
     Denoiser,
     InProcess,
+    Negated,
     Reconditioned,
     Rescaled,
     check_denoiser,
@@ -33,6 +35,7 @@ __all__ = [
     "ClosedForm",
     "Cond",
     "Denoiser",
+    "Explained",
     "Exported",
     "FiniteSetDenoiser",
     "ForeignNetwork",
@@ -40,6 +43,7 @@ __all__ = [
     "InProcess",
     "MixtureDenoiser",
     "Moments",
+    "Negated",
     "Preconditioned",
     "Reconditioned",
     "Rescaled",
@@ -47,6 +51,7 @@ __all__ = [
     "check_denoiser",
     "denoiser_config",
     "derivative",
+    "explained_by",
     "explained_variance",
     "fit_mixture",
     "guided",

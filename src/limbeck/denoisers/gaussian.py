@@ -137,6 +137,12 @@ class GaussianDenoiser(ClosedForm):
         x = self.mean + self.normals.transform(z, z @ self.U, on, off)
         return x.to(dtype or torch.get_default_dtype()).reshape(n, *self.shape)
 
+    def moved_to(self, process: Process) -> "GaussianDenoiser":
+        """The same Gaussian of clean data in another process."""
+        return GaussianDenoiser(
+            self.mean, self.U, self.eigenvalues, self.kappa, process, self.shape, self.count, self.data_range
+        )
+
     def rescaled(self, scale: float, shift: float) -> "GaussianDenoiser":
         """The Gaussian of scale x + shift: from data in [0, 1] to [-1, 1] with (2, -1)."""
         known = None if self.data_range is None else (scale * self.data_range[0] + shift, scale * self.data_range[1] + shift)

@@ -1,7 +1,7 @@
 """Losses: pure functions on tensors and denoisers. Means over the elements of a sample, then over samples."""
 
 from limbeck.losses.adversarial import discriminator_loss, generator_loss, logit_accuracy, r1_finite_difference
-from limbeck.losses.consistency import consistency_loss, consistency_pair, pseudo_huber, squared
+from limbeck.losses.consistency import FromZero, consistency_loss, consistency_pair, pseudo_huber, squared
 from limbeck.losses.continuous import (
     TANGENT_NORMALISERS,
     WARMUPS,
@@ -18,6 +18,7 @@ __all__ = [
     "TANGENT_NORMALISERS",
     "WARMUPS",
     "WEIGHTS",
+    "FromZero",
     "angle",
     "clipped",
     "consistency_loss",

@@ -9,6 +9,7 @@ from torch import Tensor
 from limbeck.denoisers import Cond, Denoiser
 from limbeck.errors import LimbeckError, unknown
 from limbeck.networks import RngCapture
+from limbeck.noise import spread
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
@@ -18,9 +19,13 @@ def pseudo_huber(x: Tensor, y: Tensor, c: float | None = None, reduce: str = "sa
 
     ``reduce``: "sample", one Euclidean norm over all elements of a sample (the paper), c = 0.00054 sqrt(d) by default;
     or "element", each element for itself, then the mean (other codes; there the same c makes another loss, nearly L1).
+    c = 0 is the norm itself (ECT), with gradient 0 at distance 0.
     """
     c = 0.00054 * math.sqrt(x[0].numel()) if c is None else c
-    square = (x - y).square().flatten(1)
+    gap = (x - y).flatten(1)
+    if c == 0 and reduce in ("sample", "element"):
+        return gap.abs().mean(1) if reduce == "element" else torch.linalg.vector_norm(gap, dim=1)
+    square = gap.square()
     if reduce == "sample":
         return torch.sqrt(square.sum(1) + c**2) - c
     if reduce == "element":
@@ -69,3 +74,13 @@ def consistency_loss(
     """E w d(f(x_high, t_high), sg f^-(x_low, t_low)) of a :func:`consistency_pair`, a scalar; ``weight`` (B,)."""
     gap = distance(*consistency_pair(student, target, x_high, t_high, x_low, t_low, cond))
     return (gap if weight is None else weight.to(gap) * gap).mean()
+
+
+class FromZero:
+    """A consistency function continued to f(x, 0) = x, where its network's ln t does not exist."""
+
+    def __init__(self, f: Denoiser):
+        self.f, self.process, self.null = f, f.process, f.null
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        return torch.where(spread(t, x) > 0, self.f(x, t.clamp(min=1e-6), cond), x)

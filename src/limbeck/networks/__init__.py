@@ -20,7 +20,7 @@ from limbeck.networks.contract import Condition, Network
 from limbeck.networks.counted import Counted, counted
 from limbeck.networks.dit import DiT
 from limbeck.networks.forward_mode import ForwardMode, attend_forward_mode, dual_attention
-from limbeck.networks.heads import Heads, feature_shapes
+from limbeck.networks.heads import ChannelMean, Heads, feature_shapes
 from limbeck.networks.mlp import ResidualMLP
 from limbeck.networks.negative import Negative, negative_prompt
 from limbeck.networks.replay import RngCapture
@@ -52,6 +52,7 @@ def build_network(config: Mapping[str, Any]) -> ResidualMLP | UNet | DiT:
 __all__ = [
     "NETWORKS",
     "Attention",
+    "ChannelMean",
     "Condition",
     "Conditioning",
     "Counted",

@@ -112,6 +112,11 @@ class DiT(nn.Module):
         return (f"blocks.{len(self.blocks) // 2}",)
 
     @property
+    def encoder_layers(self) -> tuple[str, ...]:
+        """The last block of the first half."""
+        return (f"blocks.{(len(self.blocks) - 1) // 2}",)
+
+    @property
     def null(self) -> dict[str, Tensor] | None:
         """What stands for "no condition" per sample; None for an unconditional network."""
         text = {} if self.text is None else {"text": self.input.weight.new_zeros(self.text)}

@@ -89,6 +89,22 @@ class Heads(nn.Module):
         return feature
 
 
+class ChannelMean(nn.Module):
+    """A discriminator head without parameters: the mean over the channels of each feature is its map of logits (SiDA).
+
+    {name: (B, *shape)} -> (B, places), for maps (C, H, W), tokens (L, C) and vectors (C,), ordered as `shapes`. What it reads
+    must be trained to be read.
+    """
+
+    def __init__(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        super().__init__()
+        self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
+
+    def forward(self, features: Mapping[str, Tensor], cond: Condition | None = None) -> Tensor:
+        means = [features[name].mean(1 if len(shape) == 3 else -1) for name, shape in self.shapes.items()]
+        return torch.cat([mean.reshape(len(mean), -1) for mean in means], 1)
+
+
 def feature_shapes(module: nn.Module, names: Sequence[str], *example: Any, **options: Any) -> dict[str, tuple[int, ...]]:
     """What `Heads` needs to know of these layers of `module`, read from one call on an example.
 

@@ -72,6 +72,11 @@ class ResidualMLP(nn.Module):
         return tuple(f"blocks.{i}" for i in range(len(self.blocks)))
 
     @property
+    def encoder_layers(self) -> tuple[str, ...]:
+        """The last block of the first half."""
+        return (f"blocks.{(len(self.blocks) - 1) // 2}",)
+
+    @property
     def null(self) -> dict[str, Tensor] | None:
         """What stands for "no condition" per sample; None for an unconditional network."""
         return self.conditioning.null

@@ -28,13 +28,14 @@ class RngCapture:
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         device = torch.device(device)
-        if device.type not in ("cpu", "cuda"):
-            raise LimbeckError(f"random states of {device} cannot be replayed: use cpu or cuda")
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise LimbeckError(f"random states of {device} cannot be replayed: use cpu, cuda or mps")
         self._cpu = torch.get_rng_state()
         self._cuda: dict[int, Tensor] = {}
         if device.type == "cuda":
             i = torch.cuda.current_device() if device.index is None else device.index
             self._cuda[i] = torch.cuda.get_rng_state(i)
+        self._mps = torch.mps.get_rng_state() if device.type == "mps" else None
 
     @contextmanager
     def replay(self) -> Iterator[None]:
@@ -43,4 +44,12 @@ class RngCapture:
             torch.set_rng_state(self._cpu)
             for i, state in self._cuda.items():
                 torch.cuda.set_rng_state(state, i)
-            yield
+            if self._mps is None:
+                yield
+                return
+            before = torch.mps.get_rng_state()  # fork_rng does not know Apple's generator, which has no device index
+            torch.mps.set_rng_state(self._mps)
+            try:
+                yield
+            finally:
+                torch.mps.set_rng_state(before)

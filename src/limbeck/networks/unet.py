@@ -142,6 +142,11 @@ class UNet(nn.Module):
         return ("middle.1",)
 
     @property
+    def encoder_layers(self) -> tuple[str, ...]:
+        """The last block on the way down."""
+        return (f"encoder.{len(self.encoder) - 1}.{len(self.encoder[-1]) - 1}",)  # type: ignore[arg-type]
+
+    @property
     def null(self) -> dict[str, Tensor] | None:
         """What stands for "no condition" per sample; None for an unconditional network."""
         text = {} if self.text is None else {"text": self.input.weight.new_zeros(self.text)}

@@ -32,7 +32,7 @@ def tcd(
     process, nodes = denoiser.process, check_nodes(denoiser.process, times)
     if not 0 <= eta <= 1:
         raise LimbeckError(f"eta must lie in [0, 1], not {eta:g}: 0 is deterministic, 1 begins anew from clean data")
-    lows = _below(process, nodes[1:], eta) if below is None else torch.as_tensor(below, dtype=torch.float64).cpu()
+    lows = times_below(process, nodes[1:], eta) if below is None else torch.as_tensor(below, dtype=torch.float64).cpu()
     if lows.shape != nodes[1:].shape or bool((lows > nodes[1:]).any()):
         raise LimbeckError(f"below needs one time for each of the {len(nodes) - 1} nodes after the first, none above its node")
     for i, ((t, s), low) in enumerate(zip(pairwise(nodes), lows, strict=True)):
@@ -43,7 +43,8 @@ def tcd(
     return denoiser(x, times_like(x, nodes[-1]), cond) if final else x
 
 
-def _below(process: Process, s: Tensor, eta: float) -> Tensor:
+def times_below(process: Process, s: Tensor, eta: float) -> Tensor:
+    """s' = (1 - eta) s, not below the process's least noisy time; an index of DDPM's table."""
     low = (1 - eta) * s
     low = torch.floor(low) if isinstance(process, DDPM) else low
     return torch.minimum(low.clamp(min=process.t_min), s)

@@ -15,6 +15,7 @@ from limbeck.errors import LimbeckError, unknown
 from limbeck.noise import Process
 from limbeck.samplers.rollout import Trajectory
 from limbeck.samplers.steps import Noise, check_nodes, drawn, scalar
+from limbeck.samplers.tcd import times_below
 
 Kind = Literal["renoise", "ancestral", "ddim", "tcd"]
 
@@ -28,7 +29,7 @@ class Chain:
     - "renoise": mean a_u D, std s_u (consistency models, LCM, DMD2; the same samples as a :class:`Rollout`);
     - "ancestral": the posterior q(x_u | x_t, x0) (DDPM; as x / a Euler-ancestral: sig_up^2 = sig_u^2 (1 - sig_u^2 / sig_t^2));
     - "ddim": std eta times the posterior's, the mean keeps sqrt(s_u^2 - std^2) of the noise implied by x_t;
-    - "tcd": DDIM to the time (1 - eta) u, then noised up to u (trajectory consistency, arXiv 2402.19159).
+    - "tcd": DDIM to the time (1 - eta) u, then noised up to u (:func:`limbeck.samplers.tcd`).
 
     The last call goes from t_(K-1) to the denoiser's x0: it is deterministic and has no density. ``eta`` in [0, 1] (ddim and
     tcd) is the share of fresh noise; with 0 no step has a density.
@@ -63,7 +64,7 @@ class Chain:
         if self.kind == "renoise":
             return torch.zeros_like(u), p.a(u), p.s(u)
         if self.kind == "tcd":
-            v = ((1 - self.eta) * u).clamp(min=p.t_min)
+            v = times_below(p, u, self.eta)
             a, std = p.transition(v, u)
             keep = p.s(v) / p.s(t)
             return a * keep, a * (p.a(v) - p.a(t) * keep), std

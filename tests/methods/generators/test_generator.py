@@ -11,6 +11,7 @@ from limbeck.training import OptimizerOptions
 from limbeck.training.checkpoints import load
 
 F64 = torch.float64
+CT = {"target": "ema", "distance": "l2", "weight": "one", "curriculum": "growing", "s0": 2}
 FASTER = OptimizerOptions(lr=2e-2, warmup=2, decay="cosine", clip=1.0)
 VARIANTS = {
     "dmd": ("dmd", {}),
@@ -18,6 +19,12 @@ VARIANTS = {
     "dmd gan on teacher": ("dmd", {"gan_weight": 0.1, "gan_r1": 0.5, "critic_steps": 2}),
     "dmd gan on critic": ("dmd", {"gan_weight": 0.1, "gan_on": "critic", "gan_time": "shared"}),
     "sid": ("sid", {"sigmas": (5.0, 1.0)}),
+    "sid gan": ("sid", {"gan_weight": 0.1, "gan_on": "critic", "gan_head": "mean", "gan_scale": "batch", "gan_time": "shared"}),
+    "tdm": ("tdm", {"critic_steps": 2}),
+    "tdm unify": ("tdm", {"counts": (1, 2, 4), "critic_target": "is", "surrogate": "huber", "randmid": 0.1}),
+    "tdm overlap fisher": ("tdm", {"separate": False, "divergence": "fisher", "anchor": "x"}),
+    "phased": ("phased-dmd", {"critic_steps": 2}),
+    "phased joint": ("phased-dmd", {"order": "joint", "nested": False, "normaliser": "kl"}),
     "swiftbrush": ("swiftbrush", {"critic": FASTER, "critic_rank": 2, "critic_null": 0.5}),
     "swiftbrush low-rank": ("swiftbrush", {"critic": FASTER, "critic_rank": 2, "student_rank": 2, "critic_steps": 2}),
     "sds": ("swiftbrush", {"sds": True}),
@@ -25,8 +32,9 @@ VARIANTS = {
     "rcm": ("rcm", {"cycle": 2, "warmup": 1, "dmd_weight": 1.0}),
     "scm": ("rcm", {"dmd_weight": 0.0, "jvp": "semi"}),
     "ict": ("ict", {}),
-    "ct": ("ict", {"target": "ema", "distance": "l2", "law": "uniform", "weight": "one", "curriculum": "growing", "s0": 2}),
-    "cd": ("ict", {"target": "ema", "distance": "l2", "path": "teacher", "start": "teacher", "curriculum": "growing", "s0": 2}),
+    "ct": ("ict", {**CT, "law": "uniform"}),
+    "cd": ("ict", {**CT, "path": "teacher", "start": "teacher"}),
+    "ect": ("ict", {"schedule": "ect", "start": "teacher", "c": 0.0, "double": 4}),
 }
 
 

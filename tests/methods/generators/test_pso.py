@@ -12,7 +12,7 @@ from torch.distributions import Normal
 from limbeck.errors import LimbeckError
 from limbeck.methods.generators.pso import PRESETS, PSO, PSOOptions
 from limbeck.noise import DDPM, VE, RectifiedFlow
-from limbeck.training import Batch, Loop, LoopOptions, OptimizerOptions, TensorSource
+from limbeck.training import Batch, EmaOptions, Loop, LoopOptions, OptimizerOptions, TensorSource
 from limbeck.training.checkpoints import load
 from limbeck.training.diagnostics import Watch
 from limbeck.training.options import options_from_dict, options_to_dict
@@ -290,7 +290,7 @@ def test_negatives_are_drawn_once_or_refreshed(tiny):
 VARIANTS = {
     "online": {"moved": 0.1},
     "ppo, ancestral, all weights, average": {
-        "sampler": "ancestral", "clip": "ppo", "rank": 0, "reference_copy": True, "ema": PRESETS["recommended"].ema,
+        "sampler": "ancestral", "clip": "ppo", "rank": 0, "reference_copy": True, "ema": EmaOptions("inverse", 0.05),
     },
     "accumulated, tcd": {"accumulate": True, "sampler": "tcd", "eta": 0.5},
     "offline": {"form": "offline"},
@@ -337,10 +337,14 @@ def test_a_flow_student_keeps_its_own_times(tiny):
 
 
 def test_the_sampler_takes_fewer_steps_and_the_average(tiny):
-    method = pso(tiny, sampler="ancestral", moved=0.2)
+    assert pso(tiny).roles["student"].ema is None
+    method = pso(tiny, sampler="ancestral", moved=0.2, ema=EmaOptions("constant", 0.5))
     z, cond = torch.randn(4, 2, dtype=F64), {"label": torch.tensor([0, 1, 2, 0])}
-    one = method.sampler(steps=1)(z, cond)
-    assert torch.equal(one, method.student(5.0 * z, torch.full((4,), 5.0, dtype=F64), cond)) and not one.requires_grad
+    one = method.sampler(ema=False, steps=1)(z, cond)
+    t = torch.full((4,), 5.0, dtype=F64)
+    assert torch.equal(one, method.student(5.0 * z, t, cond)) and not one.requires_grad
+    averaged = method.sampler(steps=1)(z, cond)  # no iteration yet: the average has not moved from the reference
+    assert torch.equal(averaged, method.reference(5.0 * z, t, cond)) and not torch.isclose(one, averaged).any()
 
 
 def test_guidance_is_part_of_the_policy_and_warned_of(tiny):

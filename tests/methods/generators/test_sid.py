@@ -8,7 +8,10 @@ from torch import nn
 
 from limbeck.denoisers import Preconditioned, guided
 from limbeck.errors import LimbeckError
-from limbeck.methods.generators.sid import PRESETS, SiDOptions
+from limbeck.methods.generators.sid import PRESETS, SiDOptions, guidance_of
+from limbeck.networks import FeatureTap
+from limbeck.noise import RectifiedFlow
+from limbeck.training import Batch
 from limbeck.training.options import options_from_dict, options_to_dict
 
 F64 = torch.float64
@@ -95,6 +98,19 @@ def test_both_updates_have_conditions_noise_and_samples_of_their_own_at_one_step
         half = len(student) // 2
         assert [float(c[1][0]) for c in student[:half]] == [float(c[1][0]) for c in student[half:]]
     assert method.draws == 2
+
+
+def test_the_step_is_one_for_the_whole_batch_wherever_its_pieces_are_trained(tiny, monkeypatch):
+    method = moved(tiny, sigmas=(5.0, 1.0, 0.2))
+    drawn = []
+    produce = method.produce
+    monkeypatch.setattr(method, "produce", lambda batch, grad_step: (drawn.append(grad_step), produce(batch, grad_step))[1])
+    for step in range(12):
+        whole = tiny.batch(method, step)
+        pieces = [Batch(whole.source, 0, step, whole.index[part], whole.device, 6) for part in (slice(0, 2), slice(2, 6))]
+        for one in (whole, *pieces):  # as two processes would hold them: each knows seed and iteration alone
+            method.producer(method, one, 0)
+    assert drawn[0::3] == drawn[1::3] == drawn[2::3] and len(set(drawn)) == 3
 
 
 def test_the_critic_denoises_the_students_samples(tiny):
@@ -184,6 +200,140 @@ def test_a_teacher_of_another_shape(tiny):
         tiny.make("sid", tiny.ingredients(teacher, classes=0))
 
 
+@pytest.mark.parametrize(
+    ("strategy", "scales"),
+    [
+        (("none",), (1, 1, 1)),
+        (("teacher", 3.0), (1, 1, 3)),
+        (("long_short", 1.5), (1.5, 1.5, 1.5)),
+        (("long_short",), (4.5, 4.5, 4.5)),
+        (("zero",), (0, 0, 1)),
+        (("anti",), (-1, -1, 1)),
+        (("anti", -0.5), (-0.5, -0.5, 1)),
+    ],
+)
+def test_the_guidance_strategies(strategy, scales, tiny):
+    assert guidance_of(*strategy) == scales
+    name, scale = (*strategy, None)[:2]
+    method = tiny.make("sid", strategy=name, strategy_scale=scale)
+    o, guided_critic = method.options, scales[:2] != (1, 1)
+    assert (o.critic_training_guidance, o.critic_guidance, o.guidance) == scales
+    assert (method.rule.critic_guidance, method.rule.guidance) == scales[1:]
+    assert o.critic_drop == (0.1 if guided_critic else 0.0)
+
+
+def test_prompts_are_dropped_in_the_critics_training_alone(tiny, monkeypatch):
+    method = moved(tiny, strategy="long_short", strategy_scale=1.5, strategy_drop=0.5)
+    critic, student = tiny.spy(method.critic, monkeypatch), tiny.spy(method.student, monkeypatch)
+    at = tiny.batch(method, size=40)
+    tiny.yields(method, at)
+    null = [(cond["label"] == 3) for _, _, cond in critic]  # guided: the null condition, then the condition
+    dropped = at.noise.uniform("critic drop") < 0.5
+    assert null[0].all() and torch.equal(null[1], dropped) and null[2].all() and not null[3].any()
+    assert 8 < int(dropped.sum()) < 32 and not any((cond["label"] == 3).any() for _, _, cond in student)
+
+
+def test_guidance_of_one_and_of_zero_cost_one_call_each(tiny, monkeypatch):
+    for strategy, calls in (("none", (1, 2)), ("zero", (1, 2)), ("long_short", (2, 4)), ("teacher", (2, 2))):
+        parts = tiny.ingredients()
+        method = moved(tiny, parts, strategy=strategy)
+        teacher, critic = tiny.spy(parts.teacher, monkeypatch), tiny.spy(method.critic, monkeypatch)
+        tiny.yields(method, tiny.batch(method))
+        assert (len(teacher), len(critic)) == calls
+        if strategy == "zero":
+            assert all((cond["label"] == 3).all() for _, _, cond in critic)
+            assert not any((cond["label"] == 3).any() for _, _, cond in teacher)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strategy": "anti", "strategy_scale": 0.5}, "give a negative scale, not 0.5"),
+        ({"strategy": "zero", "guidance": 2.0}, r"sets the guidance scales; leave \(1.0, 1.0, 2.0\) at 1, or use 'none'"),
+        ({"gan_weight": 0.1, "gan_head": "mean"}, "has no weights of its own: it needs gan_on='critic'"),
+    ],
+)
+def test_bad_strategies_and_heads(options, message, tiny):
+    with pytest.raises(LimbeckError, match=message):
+        tiny.make("sid", **options)
+    with pytest.raises(LimbeckError, match="unknown guidance strategy 'anty'"):
+        guidance_of("anty")
+
+
+GAN = {"gan_weight": 0.3, "gan_on": "critic", "gan_head": "mean", "gan_time": "shared", "gan_paired": True}
+
+
+def test_a_gan_without_images(tiny):
+    with pytest.raises(LimbeckError, match="gan_weight > 0 needs real images"):
+        tiny.make("sid", tiny.ingredients(images=False), **GAN)
+
+
+def test_the_encoder_is_the_discriminator(tiny, monkeypatch):
+    method = moved(tiny, gan_critic_weight=0.5, **GAN)
+    assert set(method.roles) == {"teacher", "student", "critic"} and not method.adversary.trained
+    at = tiny.batch(method)
+    calls = tiny.spy(method.critic, monkeypatch)
+    critic, _ = tiny.yields(method, at)
+    assert critic.roles == "critic" and "logit_accuracy" in critic.logs
+    _, (x_fake, t_fake, _), (x_real, t_real, _) = calls[:3]
+    noise = method.normal(at, "fake noise")
+    assert torch.equal(t_fake, t_real)  # one time, one noise
+    torch.testing.assert_close(x_real - at.x, t_real[:, None] * noise)
+    with FeatureTap(method.critic, ["network.blocks.0"]) as tap:
+        method.critic(x_fake, t_fake, at.cond)
+        fake = tap["network.blocks.0"].mean(1)
+        method.critic(x_real, t_real, at.cond)
+        real = tap["network.blocks.0"].mean(1)
+    gan = torch.nn.functional.softplus(fake).mean() + torch.nn.functional.softplus(-real).mean()
+    plain = moved(tiny)
+    torch.testing.assert_close(critic.loss, next(plain.step(at)).loss + 0.5 * gan, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("scale", ["none", "sample", "batch"])
+def test_what_the_adversarial_term_is_weighed_with(scale, tiny, monkeypatch):
+    parts = tiny.ingredients()
+    method = moved(tiny, parts, gan_scale=scale, **GAN)
+    at = tiny.batch(method)
+    student = tiny.yields(method, at)[-1]
+    params = [p for p in method.student.parameters() if p.requires_grad]
+    got = torch.autograd.grad(student.loss, params, allow_unused=True)
+    fresh = at.draw(1)
+    x = method.produce(fresh, 0).x
+    t, eps = method.score_times(fresh.noise.uniform("score time")), method.normal(fresh, "score noise")
+    x_t = x + t[:, None] * eps
+    teacher, critic = parts.teacher(x_t, t, fresh.cond), method.critic(x_t, t, fresh.cond)
+    w = 1 / (x - teacher).detach().abs().mean(1)
+    score = (w[:, None] * (teacher - critic) * ((teacher - x) - 1.2 * (teacher - critic))).sum(1)
+    with FeatureTap(method.critic, ["network.blocks.0"]) as tap:
+        method.critic(x_t, t, fresh.cond)
+    bce = torch.nn.functional.softplus(-tap["network.blocks.0"].mean(1)) * x[0].numel()
+    loss = {
+        "none": score + 0.3 * bce, "sample": (score + 0.3 * w * bce) / 2, "batch": (score + 0.3 * w.mean() * bce) / 2
+    }[scale]  # fmt: skip
+    expected = torch.autograd.grad(loss.sum() / x.numel(), params, allow_unused=True)
+    for one, other in zip(got, expected, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_logits_stay_within_the_clamp(tiny):
+    method = moved(tiny, gan_clamp=1e-3, **GAN)
+    at = tiny.batch(method)
+    logits = method.adversary.logits(at.x, torch.ones(6, dtype=F64), at.cond)
+    assert float(logits.detach().abs().max()) == 1e-3
+
+
+def test_both_wait_for_their_turn(tiny):
+    method = moved(tiny, student_after=2, gan_after=3, **GAN)
+    plain = moved(tiny)
+    assert [y.roles for y in tiny.yields(method, tiny.batch(method, 1))] == ["critic"]
+    for step, same in ((2, True), (3, False)):
+        at = tiny.batch(method, step)
+        one, other = (tiny.yields(m, at)[-1].loss for m in (method, plain))
+        assert bool(one == other) == same
+
+
 def test_an_unknown_weight(tiny):
     with pytest.raises(LimbeckError, match="unknown SiD weight 'snrr': did you mean 'snr'"):
         tiny.make("sid", weight="snrr")
@@ -193,3 +343,5 @@ def test_presets_survive_being_written_down():
     for preset in PRESETS.values():
         assert options_from_dict(SiDOptions, options_to_dict(preset)) == preset
     assert (PRESETS["paper-cifar10"].alpha, PRESETS["paper-afhq64"].alpha) == (1.2, 1.0)
+    flow = RectifiedFlow().time_of(torch.tensor(PRESETS["paper-sid-dit"].sigmas, dtype=F64))
+    torch.testing.assert_close(flow, 0.999 * (1 - torch.arange(4, dtype=F64) / 4), rtol=1e-3, atol=1e-4)

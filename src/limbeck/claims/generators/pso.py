@@ -91,7 +91,7 @@ def errors(denoiser: Denoiser, x: Tensor, keyed: Keyed) -> Tensor:
     return denoising_errors(denoiser, x, t, keyed.normal("noise", (2,)), weight="x0")
 
 
-def distilled(seed: int, iterations: int = 1000, width: int = 64, states: int = 6144) -> Preconditioned:
+def distilled(seed: int, iterations: int, states: int) -> Preconditioned:
     """The 3-step student."""
     generator = torch.Generator().manual_seed(seed)
     ends, x_t, t = [], [], []
@@ -101,7 +101,7 @@ def distilled(seed: int, iterations: int = 1000, width: int = 64, states: int = 
         ends.append(heun(TEACHER, x_t[-1], karras_grid(12, 0.02, sigma)))
         t.append(torch.full((states,), sigma, dtype=torch.float64))
     torch.manual_seed(seed)
-    student = Preconditioned(ResidualMLP((2,), width, blocks=3, embedding=32), VE(), "edm", 0.71)
+    student = Preconditioned(ResidualMLP((2,), 64, blocks=3, embedding=32), VE(), "edm", 0.71)
     source = TensorSource(torch.cat(ends), {"x_t": torch.cat(x_t), "t": torch.cat(t)})
     Loop(EndPoints(student), source, LoopOptions(iterations, 512, seed=seed), quiet=True).train()
     return student.eval()
@@ -154,9 +154,11 @@ def curve(label: str, method: Method, source: TensorSource, seed: int, start: De
     }
 
 
-def measure(seed: int, rounds: int = ROUNDS, iterations: int = 1000, arms: Sequence[str] = tuple(ARMS)) -> Figures:
+def measure(
+    seed: int, rounds: int = ROUNDS, iterations: int = 1000, states: int = 6144, arms: Sequence[str] = tuple(ARMS)
+) -> Figures:
     """One seed of all arms."""
-    start = distilled(seed, iterations)
+    start = distilled(seed, iterations, states)
     data = TEACHER.sample(8192, None, torch.Generator().manual_seed(1000 + seed)).float()
     anything, wanted = TensorSource(data), TensorSource(data[upper(data) > 0])
     figures = {f"start {name}": value for name, value in seen(sampled(start).x).items()}

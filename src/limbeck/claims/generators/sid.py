@@ -1,16 +1,102 @@
-"""SiD on the digits: data-free, one call of the student against 35 of its teacher (arXiv 2404.04057).
+"""SiD on the digits and on rings of Gaussians: one call, four calls, guidance, and a limit (arXiv 2404.04057, 2505.12674).
 
-Arms: the student, and the negative control of a critic that never learns. DMD's own claim runs on the same teacher, so the
-two can be compared there; nothing is gated between them.
+Digits: the student in one call against 35 of its teacher, and the negative control of a critic that never learns. DMD's own
+claim runs on the same teacher, so the two can be compared there; nothing is gated between them.
+
+Ring of eight separated modes of unequal weights, exact teacher: four steps of one network trained as a uniform mixture,
+against the network that it starts from under the same sampler; and DMD, trained alike, for a limit of the Fisher divergence:
+it hardly sees how much weight lies in which mode.
+
+Ring of four overlapping classes, exact teacher: what guidance does to the spread within a class, by strategy.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from limbeck.claims.claim import Check, Claim, Figures, at_least, at_most, medians
 from limbeck.claims.generators.digits import digits_task, distil, judged, teacher_figures
+from limbeck.metrics import class_variance_ratio, mode_histogram
+from limbeck.samplers import Rollout
+from limbeck.tasks import Task, build_task
+from limbeck.tasks.ring import UNEQUAL
 from limbeck.training import OptimizerOptions
 
 STUDENT_RATIO = 1.35
+SIGMAS = (5.0, 1.5, 0.6, 0.25)
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "unguided": {},
+    "LSG 1.5": {"strategy": "long_short", "strategy_scale": 1.5},
+    "LSG 3": {"strategy": "long_short", "strategy_scale": 3.0},
+    "Zero-CFG": {"strategy": "zero"},
+    "Anti-CFG": {"strategy": "anti"},
+}
+
+
+@lru_cache(maxsize=1)
+def unequal() -> Task:
+    """Eight separated modes of 3 to 22 % of the mass."""
+    return build_task("ring", {"weights": UNEQUAL}, quiet=True)
+
+
+@lru_cache(maxsize=1)
+def classes() -> Task:
+    """Four classes of one overlapping mode each."""
+    return build_task("ring", {"modes": 4, "std": 0.35, "classes": 4}, quiet=True)
+
+
+def arm(name: str, seed: int, task: Task, iterations: int, **options: Any) -> Any:
+    """A method after a short training on a ring."""
+    rates: dict[str, Any] = {"student": {"lr": 1.5e-3}, "critic": {"lr": 3e-3}}
+    return distil(name, seed, task=task, iterations=iterations, batch=128, critic_steps=2, **rates, **options)[0]
+
+
+def mode_shares(x: Tensor) -> list[float]:
+    """The share of samples at each mode of the unequal ring, within three standard deviations."""
+    teacher = unequal().teacher
+    return mode_histogram(x, teacher.means.reshape(-1, 2), 0.3).shares.tolist()
+
+
+def unequal_samples(seed: int) -> dict[str, Tensor]:
+    """Samples of SiD and DMD in four steps, and of the network that both start from under the same sampler."""
+    task, start = unequal(), unequal().start
+    rollout = Rollout(start.process, SIGMAS)
+    samplers = {
+        "start": torch.no_grad()(lambda z, cond, noise: rollout(start, z, cond, noise=noise).x),
+        "SiD": arm("sid", seed, task, 400, alpha=1.0, sigmas=SIGMAS).sampler(),
+        "DMD": arm("dmd", seed, task, 400, sigmas=SIGMAS).sampler(),
+    }
+    return {name: task.evaluator.sample(sampler) for name, sampler in samplers.items()}
+
+
+def few_steps(seed: int) -> Figures:
+    """The ring of unequal modes."""
+    task = unequal()
+    out: Figures = {}
+    for name, x in unequal_samples(seed).items():
+        figures = task.evaluator.judge(x)
+        shares = torch.tensor(mode_shares(x))
+        out |= {f"{name} energy": figures["energy"], f"{name} mode tv": figures["mode_tv"]}
+        kept = shares / shares.sum()
+        out[f"{name} weights tv"] = float((kept - torch.tensor(UNEQUAL)).abs().sum() / 2)
+    return out
+
+
+def guidance(seed: int) -> Figures:
+    """The ring of classes: spread within a class over the data's, and accuracy."""
+    task = classes()
+    out: Figures = {}
+    evaluator = task.evaluator
+    assert evaluator.cond is not None and evaluator.accuracy is not None
+    labels = evaluator.cond["label"]
+    for name, options in STRATEGIES.items():
+        x = evaluator.sample(arm("sid", seed, task, 250, alpha=1.0, **options).sampler())
+        out[f"{name} spread"] = class_variance_ratio(x, labels, evaluator.real, labels) ** 0.5
+        out[f"{name} accuracy"] = evaluator.accuracy(x, evaluator.cond)
+    return out
 
 
 def measure(seed: int) -> Figures:
@@ -22,6 +108,8 @@ def measure(seed: int) -> Figures:
         **judged(method, "student"),
         "student seconds": seconds,
         **judged(dead, "dead critic"),
+        **few_steps(seed),
+        **guidance(seed),
     }
 
 
@@ -38,8 +126,25 @@ def judge(runs: Sequence[Figures]) -> list[Check]:
             m["dead critic frechet"] / m["student frechet"],
             3,
         ),
-    ]
+        at_most("four steps: energy distance, student / its start", m["SiD energy"] / m["start energy"], 0.7),
+        at_least(
+            "limit: error of the modes' weights in total variation, SiD / DMD",
+            m["SiD weights tv"] / m["DMD weights tv"], 1.0, gated=False,
+        ),
+        at_most("spread within a class, LSG 3 / LSG 1.5", m["LSG 3 spread"] / m["LSG 1.5 spread"], 1.0, gated=False),
+        at_most("spread within a class, LSG 1.5 / unguided", m["LSG 1.5 spread"] / m["unguided spread"], 1.0, gated=False),
+        *[at_least(f"spread within a class / data's, {n}", m[f"{n} spread"], 0.9, gated=False) for n in ("Zero-CFG", "Anti-CFG")],
+        *[
+            at_least(f"accuracy, {n} - unguided", m[f"{n} accuracy"] - m["unguided accuracy"], 0.0, gated=False)
+            for n in ("Zero-CFG", "Anti-CFG")
+        ],
+    ]  # fmt: skip
+
+
+def prepare() -> None:
+    """Teachers and the networks that students start from."""
+    digits_task(), unequal(), classes()
 
 
 CALIBRATION = "8 seeds, one teacher: ratio 0.957 (median), mean 0.972 +- 0.062; accuracy 0.977 +- 0.002; about 45 CPU s."
-CLAIM = Claim("sid", "2404.04057", measure, judge, digits_task, CALIBRATION)
+CLAIM = Claim("sid", "2404.04057", measure, judge, prepare, CALIBRATION)

@@ -1,6 +1,6 @@
 """SNOOPI on the digits: the random guidance scale against fixed ones, and negative prompts against none (arXiv 2412.02687).
 
-Scales: score distillation from SwiftBrush's eps teacher with kappa ~ U(0.5, 4) per sample, with three fixed scales of that
+Scales: score distillation from SwiftBrush's eps teacher with kappa ~ U(0.5, 4) per sample, with two fixed scales of that
 range, and with the random scale in the teacher alone, which pulls the student away from the teacher's law.
 
 Negative prompts: a one-step generator of the digits asked for in words is to make odd digits without the 3, even ones without
@@ -11,13 +11,15 @@ prompts' tokens, each over a grid of strengths. The Frechet distance is that to 
 
 from collections.abc import Sequence
 from functools import lru_cache
-from statistics import fmean
+from itertools import pairwise
+from math import inf
+from statistics import fmean, median
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from limbeck.claims.claim import Check, Claim, Figures, at_most, medians
+from limbeck.claims.claim import Check, Claim, Figures, at_least, at_most, medians
 from limbeck.claims.generators.digits import distil
 from limbeck.claims.generators.swiftbrush import brushed, eps_task, figures_of, teacher_figures
 from limbeck.methods.generators.generator import Generator
@@ -28,10 +30,13 @@ from limbeck.tasks.digit_prompts import prompt, seen, shown
 from limbeck.tasks.task import Sampler
 from limbeck.training import Keyed
 
-RANGE, FIXED, MIDDLE = (0.5, 4.0), (1.0, 2.25, 4.0), 2.25
+RANGE, FIXED, MIDDLE = (0.5, 4.0), (1.5, 4.0), 2.25
 PAIRS = (("odd", "3"), ("even", "8"), ("any", "bold"))
-STRENGTHS = {"nasa": (0.25, 0.5, 1.0), "nag": (0.25, 0.5, 1.0), "output": (0.2, 0.4, 0.6), "text": (0.25, 0.5, 1.0)}
-COUNT, PROMPT_ITERATIONS = 1024, 280
+STRENGTHS = {
+    "nasa": (0.25, 0.5, 0.75, 1.0), "nag": (0.25, 0.5, 0.75, 1.0), "output": (0.2, 0.35, 0.5, 0.65), "text": (0.25, 0.5, 0.75, 1.0)
+}  # fmt: skip
+SHARE = 0.88  # removed: where the arms are compared
+COUNT, SCALE_ITERATIONS, PROMPT_ITERATIONS = 768, 300, 220
 
 
 @lru_cache(maxsize=1)
@@ -46,7 +51,7 @@ def prepare() -> None:
     prompts_task()
 
 
-def scale_figures(seed: int, iterations: int = 400) -> Figures:
+def scale_figures(seed: int, iterations: int = SCALE_ITERATIONS) -> Figures:
     """The random scale, fixed ones, and the random one on one side."""
     arms: dict[str, dict[str, Any]] = {"random": {"kappa": RANGE}, **{f"fixed {w:g}": {"kappa": (w, w)} for w in FIXED}}
     arms["teacher only"] = {"kappa": RANGE, "kappa_of": "teacher", "guidance": MIDDLE, "critic_guidance": MIDDLE}
@@ -59,7 +64,7 @@ def scale_figures(seed: int, iterations: int = 400) -> Figures:
 
 def removal_figures(method: Generator, seed: int) -> Figures:
     """Share of samples that show the positive and not the negative word, and their distance, by arm and strength."""
-    figures = arm_figures("none", seed, method)
+    figures = {**arm_figures("none", seed, method), **arm_figures("itself", seed, method, "itself", 1.0)}
     for arm, strengths in STRENGTHS.items():
         for alpha in strengths:
             figures |= arm_figures(f"{arm} {alpha:g}", seed, method, arm, alpha)
@@ -68,31 +73,30 @@ def removal_figures(method: Generator, seed: int) -> Figures:
 
 def arm_sampler(method: Generator, arm: str, alpha: float, negative: Tensor) -> Sampler:
     """The student's sampler with a negative prompt, by arm."""
-    if arm in ("nasa", "nag"):
-        return negative_sampler(method, negative, alpha, mode=arm)
+    if arm in ("nasa", "nag", "itself"):
+        return negative_sampler(method, negative, alpha, mode="nag" if arm == "nag" else "nasa")
     if arm == "output":  # (x+ - alpha x-) / (1 - alpha)
         return negative_sampler(method, negative, guidance=1 / (1 - alpha))
     return method.sampler()
 
 
 def arm_figures(label: str, seed: int, method: Generator, arm: str = "none", alpha: float = 0.0) -> Figures:
-    """Removed, kept and Frechet distance, each the mean over the pairs of words."""
+    """Means over the pairs of words: samples without the negative word, with the positive one, with both right; distance."""
     evaluator = prompts_task().evaluator
     real_digit, real_stroke = seen(evaluator.real)
-    features = evaluator.features
-    removed, kept, frechet = [], [], []
+    found: dict[str, list[float]] = {name: [] for name in ("removed", "kept", "wanted", "frechet")}
     for positive, negative in PAIRS:
-        plus, minus = prompt(positive), prompt(negative)
+        plus, minus = prompt(positive), prompt(positive if arm == "itself" else negative)
         z = Keyed(seed, 0, torch.arange(COUNT)).normal("removal", tuple(evaluator.real.shape[1:]))
-        shift = alpha if arm == "text" else 0.0
-        cond = {"text": (plus - shift * minus).expand(COUNT, *plus.shape)}
-        x = arm_sampler(method, arm, alpha, minus)(z, cond).clamp(-1, 1)
+        text = plus - alpha * minus if arm == "text" else plus
+        x = arm_sampler(method, arm, alpha, minus)(z, {"text": text.expand(COUNT, *text.shape)}).clamp(-1, 1)
         digit, stroke = seen(x)
-        removed.append(float((~shown(negative, digit, stroke)).double().mean()))
-        kept.append(float(shown(positive, digit, stroke).double().mean()))
-        wanted = shown(positive, real_digit, real_stroke) & ~shown(negative, real_digit, real_stroke)
-        frechet.append(frechet_distance(features(x), features(evaluator.real[wanted])))
-    return {f"{label} removed": fmean(removed), f"{label} kept": fmean(kept), f"{label} frechet": fmean(frechet)}
+        with_it, without = shown(positive, digit, stroke), ~shown(negative, digit, stroke)
+        for name, mask in (("removed", without), ("kept", with_it), ("wanted", with_it & without)):
+            found[name].append(float(mask.double().mean()))
+        left = shown(positive, real_digit, real_stroke) & ~shown(negative, real_digit, real_stroke)
+        found["frechet"].append(frechet_distance(evaluator.features(x), evaluator.features(evaluator.real[left])))
+    return {f"{label} {name}": fmean(values) for name, values in found.items()}
 
 
 def measure(seed: int) -> Figures:
@@ -106,10 +110,49 @@ def measure(seed: int) -> Figures:
     return {**figures, **removal_figures(method, seed)}
 
 
+def distance_at(m: Figures, arm: str, share: float = SHARE) -> float:
+    """The Frechet distance at which an arm removes that share, between the strengths tried (inf: it never does)."""
+    points = [(m[f"{label} removed"], m[f"{label} frechet"]) for label in ["none", *(f"{arm} {a:g}" for a in STRENGTHS[arm])]]
+    for (low, near), (high, far) in pairwise(points):
+        if low < share <= high:
+            return near + (share - low) / (high - low) * (far - near)
+    return inf
+
+
 def judge(runs: Sequence[Figures]) -> list[Check]:
-    """The gates."""
+    """The gates; distances at equal removal are medians of each seed's own."""
     m = medians(runs)
-    return [at_most("x", m["random frechet"], 9e9)]
+    fixed = [m[f"fixed {w:g} frechet"] for w in FIXED]
+    at = {arm: median(distance_at(run, arm) for run in runs) for arm in STRENGTHS}
+    equal = f"where {SHARE:.0%} are removed, Frechet distance"
+    return [
+        at_most("random scale / the worst fixed one, Frechet distance", m["random frechet"] / max(fixed), 0.9),
+        at_most("random scale / the best fixed one, Frechet distance", m["random frechet"] / min(fixed), 1.3, gated=False),
+        at_least(
+            "random in the teacher alone / in both, Frechet distance", m["teacher only frechet"] / m["random frechet"], 1.0
+        ),
+        at_most("one-step student asked in words: Frechet distance", m["prompts frechet"], 3.5),
+        at_most("removed without a negative prompt", m["none removed"], 0.82),
+        at_least("removed by NASA, alpha 1", m["nasa 1 removed"], 0.92),
+        at_least(f"guidance of the outputs / NASA, {equal}", at["output"] / at["nasa"], 1.3),
+        at_least(f"guidance of the outputs / NASA, {equal}: the paper's gap", at["output"] / at["nasa"], 2.0, gated=False),
+        at_least(f"subtracted tokens / NASA, {equal}", at["text"] / at["nasa"], 1.0, gated=False),
+        at_most(f"NAG / NASA, {equal}", at["nag"] / at["nasa"], 1.0, gated=False),
+        at_least(
+            "NASA, alpha 0.5 - none: samples that are all that was asked for", m["nasa 0.5 wanted"] - m["none wanted"], 0.0
+        ),
+        at_least(
+            "NASA, alpha 1 - none: samples that still show the positive word",
+            m["nasa 1 kept"] - m["none kept"],
+            -0.05,
+            gated=False,
+        ),
+        at_most(
+            "control: the positive prompt as the negative one - none: samples that are all that was asked for",
+            m["itself wanted"] - m["none wanted"],
+            -0.1,
+        ),
+    ]
 
 
 CALIBRATION = ""

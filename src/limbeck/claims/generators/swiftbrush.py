@@ -8,7 +8,6 @@ one.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -21,7 +20,8 @@ from limbeck.methods.generators.generator import Generator
 from limbeck.metrics import class_variance_ratio
 from limbeck.networks import ResidualMLP
 from limbeck.noise import DDPM
-from limbeck.tasks import Task, TeacherOptions, build_task, cached_teacher, heun_sampler
+from limbeck.tasks import Task, TeacherOptions, cached_teacher, heun_sampler, load_digits
+from limbeck.tasks.digits import SHAPE, SIGMA_DATA, digits_evaluator
 from limbeck.tasks.task import Sampler
 from limbeck.training import OptimizerOptions, TensorSource
 
@@ -37,14 +37,12 @@ GUIDANCE, ITERATIONS = 1.5, 800
 @lru_cache(maxsize=1)
 def eps_task() -> Task:
     """The digits with an eps teacher (cached), and labels alone to train on."""
-    digits = build_task("digits", quiet=True)
-    network = lambda: ResidualMLP(digits.shape, width=256, blocks=3, classes=10, noise="positional")  # noqa: E731
+    images, labels = load_digits()
+    network = lambda: ResidualMLP(SHAPE, width=256, blocks=3, classes=10, noise="positional")  # noqa: E731
     fresh = lambda: Preconditioned(network(), STABLE_DIFFUSION, "eps")  # noqa: E731
-    teacher, facts = cached_teacher("digits-eps", fresh, digits.source, TEACHER, quiet=True)
-    labels = TensorSource(None, digits.source.cond)
-    return replace(
-        digits, teacher=teacher.to(digits.evaluator.real), source=labels, network=network, sigmas=(0.03, 14.6), facts=facts
-    )
+    teacher, facts = cached_teacher("digits-eps", fresh, TensorSource(images, {"label": labels}), TEACHER, quiet=True)
+    source, evaluator = TensorSource(None, {"label": labels}), digits_evaluator(images, labels)
+    return Task("digits-eps", teacher, source, SHAPE, evaluator, SIGMA_DATA, network, sigmas=(0.03, 14.6), facts=facts)
 
 
 def figures_of(sampler: Sampler, calls: int, label: str) -> Figures:

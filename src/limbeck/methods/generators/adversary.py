@@ -19,18 +19,35 @@ class Adversary:
 
     ``watched``: the denoiser whose layers ``heads`` read: the frozen teacher, or the critic, which is then trained on (1) too.
     ``times``: the law at which real and fake are compared, each at a time and noise of its own; ``normal`` (batch, stream)
-    draws noise; ``r1``: weight of the finite-difference R1 penalty on real samples.
+    draws noise; ``r1``: weight of the finite-difference R1 penalty on real samples. ``paired``: real and fake share time and
+    noise; ``clamp``: logits stay in [-clamp, clamp] (SiDA has both). Heads may have no parameters: see ``ChannelMean``.
     """
 
-    def __init__(self, watched: Any, heads: nn.Module, times: TimeLaw, normal: Callable[[Batch, str], Tensor], r1: float = 0.0):
+    def __init__(
+        self,
+        watched: Any,
+        heads: nn.Module,
+        times: TimeLaw,
+        normal: Callable[[Batch, str], Tensor],
+        r1: float = 0.0,
+        *,
+        paired: bool = False,
+        clamp: float | None = None,
+    ):
         self.watched, self.heads, self.times, self.normal, self.r1 = watched, heads, times, normal, r1
-        self.process = watched.process
+        self.process, self.paired, self.clamp = watched.process, paired, clamp
+
+    @property
+    def trained(self) -> bool:
+        """Have the heads parameters of their own?"""
+        return any(True for _ in self.heads.parameters())
 
     def logits(self, x_t: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
         """l at (x_t, t, c), (B, heads)."""
         with FeatureTap(self.watched, list(self.heads.shapes)) as tap:  # type: ignore[arg-type]
             self.watched(x_t, t, cond)
-        return self.heads(tap.features)
+        logits = self.heads(tap.features)
+        return logits if self.clamp is None else logits.clamp(-self.clamp, self.clamp)
 
     def gradient(self, sample: Sample, t: Tensor, eps: Tensor) -> Tensor:
         """Gradient of (2) for the sum over elements of x, like a pull's."""
@@ -46,10 +63,11 @@ class Adversary:
         assert batch.x is not None
         logits = {}
         for name, of in (("fake", fake), ("real", Sample(batch.x, batch.cond))):
-            t = self.times(batch.noise.uniform(f"{name} time"))
+            stream = "fake" if self.paired else name
+            t = self.times(batch.noise.uniform(f"{stream} time"))
             if of.level is not None:
                 t = torch.maximum(t, of.level * (1 + 1e-6))
-            x_t = self.process.diffuse(of.x.detach(), self.normal(batch, f"{name} noise"), t, of.level)
+            x_t = self.process.diffuse(of.x.detach(), self.normal(batch, f"{stream} noise"), t, of.level)
             logits[name] = self.logits(x_t, t, batch.cond)
         loss = discriminator_loss(logits["real"], logits["fake"])
         if self.r1 > 0:

@@ -19,6 +19,7 @@ their own time (DMD2) or share the score difference's (``gan_time="shared"``, wh
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from limbeck.methods.generators.generator import Ingredients
 from limbeck.methods.generators.score import ScoreDistillation, ScoreOptions
@@ -58,10 +59,11 @@ PRESETS = {
 
 
 class DMD(ScoreDistillation):
-    """See the module. ``parts.images`` is needed where ``gan_weight`` > 0: (3) and (4) are those of score distillation."""
+    """See the module. ``parts.images`` is needed where ``gan_weight`` > 0: (3) and (4) are those of score distillation.
+    ``given``: a student, critic or producer of one's own, as :class:`ScoreDistillation` takes them."""
 
-    def __init__(self, parts: Ingredients, options: DMDOptions = PRESETS["recommended"]):
-        super().__init__(parts, options)  # critic (3), discriminator (4), producer of samples (5)
+    def __init__(self, parts: Ingredients, options: DMDOptions = PRESETS["recommended"], **given: Any):
+        super().__init__(parts, options, **given)  # critic (3), discriminator (4), producer of samples (5)
         self.rule = DistributionMatching(  # (1); its surrogate is (2)
             parts.teacher,
             self.critic,

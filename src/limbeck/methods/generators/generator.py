@@ -95,17 +95,23 @@ def check_guidance(teacher: Any, *scales: float) -> None:
             raise LimbeckError(f"guidance {w:g} needs a null condition, which the teacher does not have; use 1")
 
 
-def discriminator_on(watched: Any, parts: Ingredients, layers: tuple[str, ...]) -> Heads:
-    """New heads on the named layers of a denoiser; none named: those that its network calls ``feature_layers``."""
+def discriminator_on(
+    watched: Any,
+    parts: Ingredients,
+    layers: tuple[str, ...],
+    head: Callable[[Any], nn.Module] = Heads,
+    where: str = "feature_layers",
+) -> nn.Module:
+    """New heads on the named layers of a denoiser; none named: those that its network calls ``where``."""
     x, cond = first_rows(parts)
     t = watched.process.time_of(torch.full((len(x),), 0.5, dtype=torch.float64, device=x.device))
     if not layers:
-        chosen = getattr(getattr(watched, "network", None), "feature_layers", ())
+        chosen = getattr(getattr(watched, "network", None), where, ())
         layers = tuple(f"network.{name}" for name in chosen)
     if not layers:
         names = ", ".join(candidate_layers(watched, x, t, cond))
         raise LimbeckError(f"name the layers that the discriminator reads (gan_features); candidates: {names}")
-    return Heads(feature_shapes(watched, layers, x, t, cond)).to(x)
+    return head(feature_shapes(watched, layers, x, t, cond)).to(x)
 
 
 class Generator(Method):

@@ -52,6 +52,7 @@ class PhasedDMDOptions(ScoreOptions):
     sigmas: tuple[float, ...] = (5.0, 1.6, 0.5, 0.17)
     renoise: Literal["fresh", "fixed", "ode"] = "ode"
     anchor: Literal["x", "x0"] = "x0"
+    critic_damping: float = 1.0
     damping_by: Literal["variance", "share"] = "share"
     boundaries: tuple[float, ...] = (0.5,)
     """sigma of t_1 > t_2 > ... above 0, each one of ``sigmas`` but the first; one phase more than there are of them."""
@@ -76,7 +77,7 @@ _WAN = OptimizerOptions(4e-7, "adamw", (0.0, 0.999))
 _PAPER = PhasedDMDOptions(
     iterations=4000, batch=64, student=replace(_WAN, lr=5e-5), critic=_WAN, student_rank=64, adapter_alpha=8.0, critic_steps=5,
     sigmas=(_INF, 15.0, 5.0, 5 / 3), boundaries=(5.0,), guidance=4.0, score_low=1e-3, score_high=1e4, score_law="uniform",
-    time_shift=5.0, critic_weight="velocity", damping_by="variance", anchor="x", normaliser="kl",
+    time_shift=5.0, critic_weight="velocity", critic_damping=10.0, damping_by="variance", anchor="x", normaliser="kl",
 )  # fmt: skip
 PRESETS = {
     "recommended": PhasedDMDOptions(),
@@ -178,21 +179,8 @@ class PhasedDMD(ScoreDistillation):
         """Times of the phase: uniform before the time shift, or in Karras' spacing."""
         return between(self.process, u, low, high, self.rho, self.options.time_shift)
 
-    @torch.no_grad()
     def finish(self, step: int) -> None:
-        """Where a phase ends for good, its expert is frozen, and may be what the next one starts from."""
-        k = self.phases.phase(step)
-        if self.phases.order == "joint" or self.phases.phase(step + 1) == k or step + 1 >= self.phases.iterations:
-            return
-        role, index = self.roles["student"], len(self.phases.ends) - 1 - k  # experts are counted from the least noisy
-        names = [n for n, p in self.student.get_submodule(f"expert_{index}").named_parameters() if p.requires_grad]
-        done = _member(self.student, index, names)
-        if self.options.freeze == "average" and role.ema is not None:
-            torch._foreach_copy_(done, _member(role.ema, index, names))
-        if self.options.start == "previous":
-            for module in (self.student, role.ema):
-                if module is not None:
-                    torch._foreach_copy_(_member(module, index - 1, names), done)
+        end_phase(self, self.phases, step)
 
     def state(self) -> dict[str, Tensor]:
         """The phase whose critic is active."""
@@ -202,7 +190,24 @@ class PhasedDMD(ScoreDistillation):
         self.critic.active = int(state["phase"])
 
 
-def ends_of(o: PhasedDMDOptions) -> tuple[int, ...]:
+@torch.no_grad()
+def end_phase(method: ScoreDistillation, phases: Phases, step: int) -> None:
+    """Where a phase ends for good after a step, its expert is frozen, and may be what the next one starts from."""
+    k, o = phases.phase(step), method.options
+    if phases.order == "joint" or phases.phase(step + 1) == k or step + 1 >= phases.iterations:
+        return
+    role, index = method.roles["student"], len(phases.ends) - 1 - k  # experts are counted from the least noisy
+    names = [n for n, p in method.student.get_submodule(f"expert_{index}").named_parameters() if p.requires_grad]
+    done = _member(method.student, index, names)
+    if o.freeze == "average" and role.ema is not None:
+        torch._foreach_copy_(done, _member(role.ema, index, names))
+    if o.start == "previous":
+        for module in (method.student, role.ema):
+            if module is not None:
+                torch._foreach_copy_(_member(module, index - 1, names), done)
+
+
+def ends_of(o: Any) -> tuple[int, ...]:
     """The number of steps after which each phase ends. Raises LimbeckError for a boundary that no step starts at."""
     if any(b >= a for a, b in pairwise(o.boundaries)):
         raise LimbeckError(f"boundaries must decrease strictly, not {o.boundaries}; sort them or remove what repeats")
@@ -222,4 +227,14 @@ def _member(experts: nn.Module, index: int, names: Sequence[str]) -> list[Tensor
 
 
 METHOD, OPTIONS = PhasedDMD, PhasedDMDOptions
-__all__ = ["PRESETS", "PhaseCritics", "PhasedDMD", "PhasedDMDOptions", "critic_above", "ends_of", "serving", "student_experts"]
+__all__ = [
+    "PRESETS",
+    "PhaseCritics",
+    "PhasedDMD",
+    "PhasedDMDOptions",
+    "critic_above",
+    "end_phase",
+    "ends_of",
+    "serving",
+    "student_experts",
+]

@@ -57,7 +57,8 @@ class PSOOptions:
     iterations: int = 150
     batch: int = 128
     student: OptimizerOptions = OptimizerOptions(lr=1e-4, kind="adamw", betas=(0.9, 0.999), weight_decay=1e-6, clip=1.0)
-    ema: EmaOptions | None = None
+    ema: EmaOptions = EmaOptions("constant", 0.0)
+    """Average of what is trained (value 0: none)."""
     sigmas: tuple[float, ...] = ()
     """Noise levels sigma of the student's sampler, decreasing (none given: those that it was distilled for)."""
     trained: tuple[float, ...] = ()
@@ -142,7 +143,7 @@ class PSO(Generator):
         super().__init__(parts, sigmas, trained_copy(parts.start, o.rank, o.alpha, o.layers))
         self.options, self.reference = o, parts.start
         self.chain = Chain(self.process, tuple(self.times.tolist()), o.sampler, o.eta)
-        self.roles = {"student": Role(self.student, o.student, o.ema), "reference": Role(parts.start)}
+        self.roles = {"student": Role(self.student, o.student, o.ema if o.ema.value else None), "reference": Role(parts.start)}
         self.allowed = [i for i, s in enumerate(sigmas) if not o.trained or among(s, o.trained)]
         check_guidance(parts.start, o.guidance)
         if o.guidance != 1:

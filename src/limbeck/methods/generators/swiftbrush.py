@@ -19,8 +19,8 @@ Differs from the paper / from its code: predictions are compared as x0, with the
 not constants of one schedule, and an eps student is refused where a_T leaves nothing to divide by; students that predict x0
 or v start anywhere. A gradient that is not finite stops the run, where the code replaces it. Rewards act on x: one of
 decoded images decodes them itself, and must let its gradient through. The form in which the reward's weight falls is not
-given: it is linear. Schedules that are no DDPM table compare scores and train the critic at noise levels (``score_low``,
-``critic_mean``, ...) instead of whole steps.
+given: it is linear. Version 2's optional term on image pairs is left out. Schedules that are no DDPM table compare scores and
+train the critic at noise levels (``score_low``, ``critic_mean``, ...) instead of whole steps.
 """
 
 import warnings

@@ -38,7 +38,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from limbeck.errors import LimbeckError, unknown
+from limbeck.errors import LimbeckError
 from limbeck.methods.generators.generator import Ingredients, trained_copy
 from limbeck.methods.generators.producers import Segments, check_windows, counted_denoiser
 from limbeck.methods.generators.score import ScoreDistillation, ScoreOptions
@@ -55,6 +55,7 @@ class TDMOptions(ScoreOptions):
     sigmas: tuple[float, ...] = (5.0,)
     renoise: Literal["fresh", "fixed", "ode"] = "ode"
     anchor: Literal["x", "x0"] = "x0"
+    critic_damping: float = 1.0
     damping_by: Literal["variance", "share"] = "share"
     counts: tuple[int, ...] = (4,)
     """The numbers of steps K; several: one student for all of them, which is told K."""
@@ -121,8 +122,6 @@ def grids(process: Process, o: TDMOptions) -> dict[int, Tensor]:
         raise LimbeckError(f"counts={o.counts}: give the numbers of steps, each at least 1")
     if o.grid == "karras":
         return {K: process.time_of(karras_grid(K + 1, o.grid_low, o.sigmas[0])[:-1]) for K in o.counts}
-    if o.grid != "raw":
-        raise unknown("grid", o.grid, ["karras", "raw", "sigmas"])
     known = len(process.table) if isinstance(process, DDPM) else 1000
     if not max(o.counts) <= o.total_steps <= known:
         raise LimbeckError(
