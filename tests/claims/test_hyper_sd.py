@@ -36,7 +36,7 @@ def test_good_figures_hold():
     assert not lost()
     reported = [c.statement for c in judge([GOOD]) if not c.gated and not c.holds]
     assert any("all stages together as long as CD" in s for s in reported)
-    assert any("TSCD / CD, Frechet distance" in s for s in reported)
+    assert any("TSCD / CD, Frechet distance" in s for s in reported) and any("one adapter, 8 steps / 4" in s for s in reported)
 
 
 @pytest.mark.parametrize(
@@ -55,11 +55,6 @@ def test_good_figures_hold():
         ("TSCD 8 rmse", 0.07, "limit, ring, 8 steps"),
         ("TSCD 1 rmse", 0.31, "a last stage as long as CD: TSCD / CD, error"),
         ("two segments in one step rmse", 0.4, "control, ring: two segments in one step"),
-        ("digits TSCD 4 frechet", 2.1, "digits, 4 steps: TSCD / teacher's DDIM"),
-        ("digits TSCD 2 frechet", 4.4, "digits, 2 steps: TSCD / teacher's DDIM"),
-        ("digits TSCD 1 frechet", 13.4, "digits, 1 step: TSCD / teacher's DDIM"),
-        ("after score frechet", 8.5, "score distillation / TSCD"),
-        ("after reward reward", -0.21, "reward gained in its stage"),
     ],
 )
 def test_every_gate_can_fail(figure, value, statement):
