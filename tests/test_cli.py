@@ -1,5 +1,6 @@
 """The command line: exit codes, one-line errors with the nearest name, and what each command prints."""
 
+import inspect
 import json
 from dataclasses import fields
 
@@ -7,7 +8,9 @@ import pytest
 
 from limbeck import __version__, cli
 from limbeck.cli.catalogue import documented
+from limbeck.cli.distilling import Shared
 from limbeck.methods import METHODS
+from limbeck.runs import distill
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +76,13 @@ def test_methods(capsys):
     assert "later = (0.821,): The times of the second and later steps of a sample, decreasing." in out  # what an option says
     assert "  ct: target: student -> ema" in out.replace("'", "") and "  recommended: the defaults" in out
     assert "title = {Improved Techniques for Training Consistency Models}" in out and "eprint = {2310.14189}" in out
+
+
+@pytest.mark.parametrize("entry", [e for e in METHODS.values() if e.module], ids=lambda e: e.id)
+def test_no_option_of_a_method_hides_one_of_all_methods(entry):
+    _, options, _ = entry.load()
+    of_all = {f.name for f in fields(Shared)} | set(inspect.signature(distill).parameters)
+    assert {f.name for f in fields(options)} & of_all <= {"iterations"}  # which both set alike
 
 
 @pytest.mark.parametrize("entry", [e for e in METHODS.values() if e.module], ids=lambda e: e.id)

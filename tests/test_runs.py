@@ -26,7 +26,7 @@ SMALL = {"iterations": 3, "batch": 8}
 
 
 def small(out, method="dmd", **options):
-    given = {"quiet": True, **{k: options.pop(k) for k in ("resume", "overwrite", "seed", "dtype", "start") if k in options}}
+    given = {"quiet": True, **{k: options.pop(k) for k in ("resume", "overwrite", "seed", "dtype", "from_run") if k in options}}
     return distill(method=method, task="tiny", out=out, options={**SMALL, **options}, **given)
 
 
@@ -376,10 +376,10 @@ def test_config_and_folder_agree(finished):
 
 def test_a_run_begins_with_the_student_of_another(finished, tiny_task, tmp_path):
     nothing = {"student": OptimizerOptions(lr=0.0), "critic": OptimizerOptions(lr=0.0)}
-    run = small(tmp_path / "second", sigmas=(5.0, 1.0), start=finished, **nothing)
+    run = small(tmp_path / "second", sigmas=(5.0, 1.0), from_run=finished, **nothing)
     begun, before = run.method.student.state_dict(), finished.student.state_dict()
     assert all(torch.equal(begun[name], before[name]) for name in before)
-    assert run.method.critic.state_dict().keys() == before.keys() and run.config.start == str(finished.path)
-    assert read_config(run.path).start == str(finished.path)
+    assert run.method.critic.state_dict().keys() == before.keys() and run.config.from_run == str(finished.path)
+    assert read_config(run.path).from_run == str(finished.path)
     with pytest.raises(LimbeckError, match="nowhere is not a run"):
-        small(tmp_path / "third", start="nowhere")
+        small(tmp_path / "third", from_run="nowhere")
