@@ -105,8 +105,9 @@ def distill(
     folder of pictures); what else there is to say of them (``labels=``, ``prediction=``, ``process=``, ...) are the keywords
     of :func:`limbeck.tasks.own_task`. None: a ``task`` by name ("digits", the default, or "photos"). ``method``: see
     `limbeck methods`; ``options``: its options dataclass, or a mapping of those that differ from the ``preset``; further
-    keywords are options too (``alpha=1.0``). ``from_run``: a run, whose student is what this one begins with. ``precision``: bfloat16 runs the networks under autocast, losses
-    in ``dtype``. ``out``: the run's folder (None: a new one under runs/). Returns a :class:`Run`.
+    keywords are options too (``alpha=1.0``). ``from_run``: a run, whose student is what this one begins with. ``precision``:
+    bfloat16 runs the networks under autocast, losses in ``dtype``. ``out``: the run's folder (None: a new one under runs/).
+    Returns a :class:`Run`.
     Raises LimbeckError for what it cannot use.
     """
     entry = distilling(method)
