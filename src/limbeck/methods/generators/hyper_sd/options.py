@@ -26,7 +26,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class HyperSDOptions:
-    """Options of Hyper-SD. The defaults are what works on the digits. Positions lie in [0, 1]: 0 clean, 1 noise."""
+    """Options of Hyper-SD. The defaults are meant for the digits. Positions lie in [0, 1]: 0 clean, 1 noise."""
 
     iterations: int = 2000
     batch: int = 128
@@ -200,7 +200,7 @@ _SD15 = HyperSDOptions(
 )  # fmt: skip
 _SDXL = replace(_SD15, guidance_low=5.0, guidance_high=8.0)
 PRESETS = {
-    "recommended": HyperSDOptions(),
+    "recommended": HyperSDOptions(lengths=(1, 1, 1, 1, 4)),
     "border": HyperSDOptions(target="border", then=()),
     "paper-sd15": _SD15,
     "paper-sdxl": replace(_SDXL, first=0.8),
