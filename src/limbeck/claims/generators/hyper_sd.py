@@ -6,8 +6,8 @@ iterations. Measured at the end points of the exact ODE from the same noise and 
 model of two segments in one step.
 
 Digits: one run of one low-rank adapter, k = 4, 2, 1, then score distillation of one step, then rewards (a linear classifier's
-log-probability of the class), both with the consistency loss beside; against CD and the teacher's DDIM at equal steps. The judge is the
-library's frozen feature net, which shares nothing with the reward.
+log-probability of the class), both with the consistency loss beside; against CD and the teacher's DDIM at equal steps. The
+judge is the library's frozen feature net, which shares nothing with the reward.
 """
 
 import warnings
