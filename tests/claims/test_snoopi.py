@@ -6,29 +6,35 @@ import pytest
 
 from limbeck.claims.generators.snoopi import CLAIM, STRENGTHS, distance_at, judge
 
-REMOVED = (0.84, 0.89, 0.93, 0.95)
+REMOVED = (0.84, 0.89, 0.94, 0.96)
 DISTANCES = {
     "nasa": (4.8, 5.2, 6.5, 8.4),
-    "nag": (4.9, 5.4, 7.0, 8.5),
+    "nag": (4.9, 5.4, 6.4, 8.5),
     "output": (5.5, 8.2, 11.0, 14.0),
-    "text": (4.8, 5.6, 6.2, 6.7),
+    "text": (4.8, 5.6, 6.6, 6.9),
+}
+WANTED = {
+    "nasa": (0.74, 0.78, 0.75, 0.7),
+    "nag": (0.74, 0.8, 0.84, 0.8),
+    "output": (0.75, 0.8, 0.85, 0.88),
+    "text": 4 * (0.75,),
 }
 GOOD = {
-    "random frechet": 3.0,
-    "fixed 1.5 frechet": 2.8,
-    "fixed 4 frechet": 9.0,
-    "teacher only frechet": 8.0,
+    "random frechet": 2.8,
+    "fixed 1.5 frechet": 2.5,
+    "fixed 4 frechet": 4.4,
+    "teacher only frechet": 2.6,
     "prompts frechet": 2.0,
     "none removed": 0.74,
     "none kept": 0.92,
     "none wanted": 0.67,
     "none frechet": 5.2,
     "itself wanted": 0.43,
-    **{f"{arm} {a:g} removed": r for arm, strengths in STRENGTHS.items() for a, r in zip(strengths, REMOVED, strict=True)},
-    **{f"{arm} {a:g} frechet": d for arm, ds in DISTANCES.items() for a, d in zip(STRENGTHS[arm], ds, strict=True)},
-    "nasa 0.5 wanted": 0.75,
     "nasa 1 kept": 0.76,
 }
+for name, values in (("removed", dict.fromkeys(STRENGTHS, REMOVED)), ("frechet", DISTANCES), ("wanted", WANTED)):
+    for arm, strengths in STRENGTHS.items():
+        GOOD |= {f"{arm} {a:g} {name}": v for a, v in zip(strengths, values[arm], strict=True)}
 
 
 def lost(**changes):
@@ -37,19 +43,21 @@ def lost(**changes):
 
 def test_good_figures_hold():
     assert not lost()
+    reported = [c.statement.partition(":")[0] for c in judge([GOOD]) if not c.gated and not c.holds]
+    assert len(reported) == 5 and "random in the teacher alone / in both, Frechet distance" in reported
 
 
 @pytest.mark.parametrize(
     ("figure", "value", "statement"),
     [
-        ("random frechet", 8.5, "random scale / the worst fixed one"),
-        ("teacher only frechet", 2.5, "random in the teacher alone"),
+        ("random frechet", 4.2, "random scale / the worst fixed one"),
+        ("random frechet", 3.4, "random scale / the best fixed one"),
         ("prompts frechet", 4.0, "one-step student asked in words"),
-        ("none removed", 0.85, "removed without a negative prompt"),
-        ("nasa 1 removed", 0.9, "removed by NASA"),
-        ("output 0.35 frechet", 5.0, "guidance of the outputs / NASA"),
-        ("nasa 0.5 wanted", 0.66, "NASA, alpha 0.5 - none"),
-        ("itself wanted", 0.6, "control: the positive prompt"),
+        ("nasa 0.5 removed", 0.8, "removed by NASA, alpha 0.5"),
+        ("nasa 1 removed", 0.9, "removed by NASA, alpha 1"),
+        ("nasa 0.5 wanted", 0.68, "NASA, alpha 0.5 - none"),
+        ("output 0.5 frechet", 4.0, "guidance of the outputs / NASA"),
+        ("itself wanted", 0.6, "control: NASA against the positive prompt"),
     ],
 )
 def test_every_gate_can_fail(figure, value, statement):

@@ -16,7 +16,6 @@ from limbeck.errors import LimbeckError
 from limbeck.methods import Entry, find, preset_of
 from limbeck.methods.generators.generator import Generator, make_method
 from limbeck.networks import merged
-from limbeck.networks import merged
 from limbeck.runs.config import RunConfig, check_place, jsonable, read_config
 from limbeck.runs.folder import begin, last_checkpoint, open_folder
 from limbeck.tasks import OWN_OPTIONS, TASKS, Task, build_task, own_task, preferred_options, recorded
@@ -106,8 +105,9 @@ def distill(
     folder of pictures); what else there is to say of them (``labels=``, ``prediction=``, ``process=``, ...) are the keywords
     of :func:`limbeck.tasks.own_task`. None: a ``task`` by name ("digits", the default, or "photos"). ``method``: see
     `limbeck methods`; ``options``: its options dataclass, or a mapping of those that differ from the ``preset``; further
-    keywords are options too (``alpha=1.0``). ``from_run``: a run, whose student is what this one begins with. ``precision``: bfloat16 runs the networks under autocast, losses
-    in ``dtype``. ``out``: the run's folder (None: a new one under runs/). Returns a :class:`Run`.
+    keywords are options too (``alpha=1.0``). ``from_run``: a run, whose student is what this one begins with. ``precision``:
+    bfloat16 runs the networks under autocast, losses in ``dtype``. ``out``: the run's folder (None: a new one under runs/).
+    Returns a :class:`Run`.
     Raises LimbeckError for what it cannot use.
     """
     entry = distilling(method)

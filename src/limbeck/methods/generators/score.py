@@ -81,7 +81,14 @@ class ScoreDistillation(Generator):
             kind: Any = (ChannelMean, "encoder_layers") if o.gan_head == "mean" else (Heads, "feature_layers")
             heads = discriminator_on(watched, parts, o.gan_features, *kind)
             self.adversary = Adversary(
-                watched, heads, self.critic_times, self.normal, o.gan_r1, paired=o.gan_paired, clamp=o.gan_clamp
+                watched,
+                heads,
+                self.critic_times,
+                self.normal,
+                o.gan_r1,
+                paired=o.gan_paired,
+                clamp=o.gan_clamp,
+                within=self._within,
             )
             if self.adversary.trained:
                 self.roles["discriminator"] = Role(heads, o.discriminator)

@@ -110,7 +110,7 @@ PRESETS = {
     "paper-sd15": SFDOptions(
         iterations=12_500, batch=8, student=_SD, critic=OptimizerOptions(lr=3e-6, betas=(0.0, 0.999), clip_value=1 / 16384),
         ema=EmaOptions("constant", 0.0), alpha=1.0, forget_weight=1.0, score_law="uniform", critic_law="score",
-        score_low=0.052, score_high=30.263, critic_weight="eps", sigmas=(2.519,),
+        score_low=0.13799, score_high=12.9664, critic_weight="eps", sigmas=(2.5017,),
         guidance=4.5, critic_guidance=4.5, critic_training_guidance=4.5, critic_drop=0.1,
     ),
 }  # fmt: skip

@@ -62,7 +62,8 @@ class SwiftBrushOptions(ScoreOptions):
     guidance: float = 1.5
     critic_guidance: float = 1.5
     """w of the critic; (2) wants the teacher's."""
-    critic_weight: str = "signal_eps"
+    critic_weight: str = "edm"
+    """Of the critic's loss. (5) is "signal_eps", for variance-preserving schedules; elsewhere it neglects the noisy levels."""
     critic_rank: int = 16
     critic_layers: tuple[str, ...] = ()
     """Layers with adapters, by name or last part of a name (none: all linear layers and convolutions)."""
@@ -102,7 +103,7 @@ _CRITIC = OptimizerOptions(lr=1e-3, betas=(0.9, 0.999), clip=1.0)
 _PAPER: dict[str, Any] = {
     "iterations": 61_000, "batch": 64, "student": _STUDENT, "critic": _CRITIC, "ema": EmaOptions("constant", 0.9999),
     "sigmas": (), "begin": "unit", "guidance": 4.5, "critic_guidance": 4.5, "critic_rank": 64, "adapter_alpha": 108.0,
-    "critic_layers": ("to_q", "to_v"),
+    "critic_layers": ("to_q", "to_v"), "critic_weight": "signal_eps",
 }  # fmt: skip
 _V2: dict[str, Any] = {
     **_PAPER,
@@ -173,7 +174,7 @@ class SwiftBrush(ScoreDistillation):
         if self.options.sds:
             yield from self.student_update(batch)
         else:
-            yield from super().step(batch)  # (5) with critic_weight "signal_eps"
+            yield from super().step(batch)  # (5): the critic's loss
 
     def critic_condition(self, batch: Batch, cond: Cond | None) -> Cond | None:
         """y' of (5)."""
