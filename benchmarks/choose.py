@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from limbeck.metrics import class_variance_ratio
 from limbeck.training import Loop, LoopOptions
 
 MARK = "<!-- measured by benchmarks/choose.py -->"
-OTHER_GOALS = {"pso": "fine-tunes to a reward", "sfd": "forgets a class", "gaussian-score": "a sampler: trains nothing"}
+LEFT_OUT = ("pso", "sfd", "compose")  # they have another goal, or are no system of their own
 COLUMNS = ("method", "calls", "Frechet", "accuracy", "diversity", "s per 1,000 updates", "peak MB", "networks held")
 
 
@@ -84,10 +85,37 @@ def measured(name: str, seconds: float) -> dict[str, float | str]:
     method = final.method
     sampler = method.sampler()
     figures = task.evaluator(sampler, len(method.times))
-    x = task.evaluator.sample(sampler).clamp(-1, 1)
-    diversity = class_variance_ratio(x, task.evaluator.cond["label"], task.evaluator.real, task.source.cond["label"])
-    row = figures["nfe"], figures["frechet"], figures["accuracy"], diversity, 1000 * each, (live.peak + weights) / 2**20
+    row = (
+        figures["nfe"],
+        figures["frechet"],
+        figures["accuracy"],
+        diversity(sampler),
+        1000 * each,
+        (live.peak + weights) / 2**20,
+    )
     return dict(zip(COLUMNS, (name, *row, entry.networks), strict=True))
+
+
+def teacher_row(nodes: int) -> dict[str, float | str]:
+    """The teacher with 2 nodes - 1 calls, which trained nothing more."""
+    task = digits_task()
+    sampler = task.teacher_sampler(nodes)
+    figures = task.evaluator(sampler, 2 * nodes - 1)
+    nan = float("nan")
+    row = "teacher", figures["nfe"], figures["frechet"], figures["accuracy"], diversity(sampler), nan, nan, ""
+    return dict(zip(COLUMNS, row, strict=True))
+
+
+def diversity(sampler: Callable[..., torch.Tensor]) -> float:
+    """Within-class variance of a sampler's pixels over that of the real digits."""
+    task = digits_task()
+    x, labels = task.evaluator.sample(sampler).clamp(-1, 1), task.evaluator.cond["label"]
+    return class_variance_ratio(x, labels, task.evaluator.real, task.source.cond["label"])
+
+
+def cell(value: float | str, form: str) -> str:
+    """A figure in its form; what is not known stays empty."""
+    return str(value) if isinstance(value, str) else "" if value != value else format(value, form)
 
 
 def table(rows: list[dict], seconds: float) -> str:
@@ -96,16 +124,14 @@ def table(rows: list[dict], seconds: float) -> str:
     lines = [MARK, f"The digits' teacher, {seconds:g} CPU seconds of training each, one seed, one thread:", ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for row in sorted(rows, key=lambda r: r["Frechet"]):
-        lines.append("| " + " | ".join(format(row[c], digits[c]) if digits[c] else str(row[c]) for c in COLUMNS) + " |")
+        lines.append("| " + " | ".join(cell(row[c], digits[c]) for c in COLUMNS) + " |")
     return "\n".join([*lines, MARK])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=40)
-    parser.add_argument(
-        "--methods", nargs="+", default=[e.id for e in METHODS.values() if e.module and e.id not in OTHER_GOALS]
-    )
+    parser.add_argument("--methods", nargs="+", default=[e.id for e in METHODS.values() if e.module and e.id not in LEFT_OUT])
     parser.add_argument("--write", type=Path, help="replace the table between the two marks of this page")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -118,6 +144,7 @@ def main() -> None:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(rows[-1], file=sys.stderr)
+    rows += [teacher_row(18), teacher_row(1)]
     made = table(rows, given.seconds)
     if given.write:
         before, _, rest = given.write.read_text().partition(MARK)

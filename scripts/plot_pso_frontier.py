@@ -2,7 +2,7 @@
 
     python scripts/plot_pso_frontier.py FILE [OUT.png]
 
-One line per arm: medians over the seeds at every checkpoint, from the student that all arms start from.
+One line per arm that the results hold: medians over the seeds at every checkpoint, from the student that all arms start from.
 """
 
 import json
@@ -17,7 +17,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 PANELS = {
-    "online, a reward with a bound": ["online beta 5", "online beta 20", "online beta 100"],
+    "online, a reward with a bound": ["online beta 5", "online beta 10", "online beta 20", "online beta 100"],
     "offline": ["offline beta 1", "offline beta 5", "offline beta 20"],
     "controls": ["unbounded beta 1", "unbounded beta 50 clipped", "customised", "customised without prior"],
 }
@@ -36,7 +36,8 @@ def main(file: Path, out: Path) -> None:
     (found,) = [r for r in json.loads(file.read_text()) if r["method"] == "pso"]
     figure, axes = plt.subplots(1, len(PANELS), figsize=(13, 4.2), sharex=True, sharey=True, layout="constrained")
     for axis, (title, labels) in zip(axes, PANELS.items(), strict=True):
-        for label, style in [*((p, "--") for p in PLAIN), *((label, "-") for label in labels)]:
+        shown = [*((p, "--") for p in PLAIN), *((label, "-") for label in labels if f"{label} share" in found["runs"][0])]
+        for label, style in shown:
             x, y = zip(*points(found["runs"], label), strict=True)
             axis.plot(x, y, style, marker="o", markersize=3, color="0.6" if style == "--" else None, label=label)
             axis.plot(x[-1], y[-1], "o", markersize=7, color=axis.lines[-1].get_color())
@@ -45,7 +46,7 @@ def main(file: Path, out: Path) -> None:
         axis.set_xlabel("share in the upper half")
         axis.legend(fontsize=8, loc="lower left")
     axes[0].set_ylabel("share within 3 std of a mode")
-    figure.suptitle(f"Preference against sharpness; star: start, large dot: end; medians of {found['seeds']} seeds")
+    figure.suptitle(f"Preference against sharpness; star: start, large dot: end; medians, seeds: {found['seeds']}")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=90)
 

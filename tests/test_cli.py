@@ -1,5 +1,6 @@
 """The command line: exit codes, one-line errors with the nearest name, and what each command prints."""
 
+import inspect
 import json
 from dataclasses import fields
 
@@ -7,7 +8,9 @@ import pytest
 
 from limbeck import __version__, cli
 from limbeck.cli.catalogue import documented
+from limbeck.cli.distilling import Shared
 from limbeck.methods import METHODS
+from limbeck.runs import distill
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +22,7 @@ def _threads(monkeypatch):
     "arguments, message",
     [
         (["distil"], "unknown command 'distil': did you mean 'distill'?"),
-        (["distill", "dmb"], "unknown method 'dmb': did you mean 'dmd'?"),
+        (["distill", "dmdd"], "unknown method 'dmdd': did you mean 'dmd'?"),
         (["distill", "--task", "digit"], "unknown task 'digit': did you mean 'digits'?"),
         (["distill", "dmd", "--preset", "paper-imagenet"], "unknown preset 'paper-imagenet': did you mean 'paper-imagenet64'?"),
         (["distill", "gaussian-score"], "gaussian-score is a sampler and distils nothing"),
@@ -70,16 +73,23 @@ def test_methods(capsys):
     assert cli.main(["methods", "ct"]) == 0
     out = capsys.readouterr().out
     assert "Consistency training" in out and "(1) f(x, t) = c_skip x + c_out F(c_in x, ln(t)/4)" in out
-    assert "second = 0.821: The time of the second step of a two-step sample." in out  # an option and what it says
+    assert "later = (0.821,): The times of the second and later steps of a sample, decreasing." in out  # what an option says
     assert "  ct: target: student -> ema" in out.replace("'", "") and "  recommended: the defaults" in out
     assert "title = {Improved Techniques for Training Consistency Models}" in out and "eprint = {2310.14189}" in out
 
 
 @pytest.mark.parametrize("entry", [e for e in METHODS.values() if e.module], ids=lambda e: e.id)
+def test_no_option_of_a_method_hides_one_of_all_methods(entry):
+    _, options, _ = entry.load()
+    of_all = {f.name for f in fields(Shared)} | set(inspect.signature(distill).parameters)
+    assert {f.name for f in fields(options)} & of_all <= {"iterations"}  # which both set alike
+
+
+@pytest.mark.parametrize("entry", [e for e in METHODS.values() if e.module], ids=lambda e: e.id)
 def test_every_entry_is_complete(entry):
     _, options, presets = entry.load()
-    assert entry.paper and entry.networks and entry.data and entry.null and "recommended" in presets
-    assert any(name.startswith("paper-") for name in presets)
+    assert entry.networks and entry.data and entry.null and "recommended" in presets
+    assert bool(entry.paper) == bool(entry.arxiv) == bool(entry.year) == any(name.startswith("paper-") for name in presets)
     said = documented(options)
     assert said and set(said) <= {f.name for f in fields(options)}
 

@@ -17,7 +17,7 @@ from limbeck.denoisers import load_denoiser
 from limbeck.errors import LimbeckError
 from limbeck.report.record import read_record
 from limbeck.runs import RunConfig, distill, open_folder, open_run, parse_config, read_config
-from limbeck.samplers import Rollout
+from limbeck.samplers import Rollout, load_experts
 from limbeck.tasks import build_task
 from limbeck.training import Interrupted, Loop, NonFiniteError, OptimizerOptions, checkpoints, read_metrics
 from limbeck.training.durable import write_synced
@@ -26,7 +26,7 @@ SMALL = {"iterations": 3, "batch": 8}
 
 
 def small(out, method="dmd", **options):
-    given = {"quiet": True, **{k: options.pop(k) for k in ("resume", "overwrite", "seed", "dtype", "start") if k in options}}
+    given = {"quiet": True, **{k: options.pop(k) for k in ("resume", "overwrite", "seed", "dtype", "from_run") if k in options}}
     return distill(method=method, task="tiny", out=out, options={**SMALL, **options}, **given)
 
 
@@ -147,6 +147,16 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(method, options, tiny_task,
     for folder in (whole.path, resumed.path):
         (folder / "checkpoints" / "best.json").read_text()
     assert (whole.path / "checkpoints/best.json").read_bytes() == (resumed.path / "checkpoints/best.json").read_bytes()
+
+
+def test_a_student_of_experts_and_one_that_is_told_k_are_written_down(tiny_task, tmp_path):
+    run = small(tmp_path / "experts", "phased-dmd")
+    experts, info = load_experts(run.path / "student")
+    assert [e[:2] for e in experts.experts] == [(0.0, 0.5), (0.5, 5.0)] and info["times"] == run.method.times.tolist()
+    assert (run.path / "report.html").is_file() and open_run(run.path, quiet=True)[0].method.times.tolist() == info["times"]
+    run = small(tmp_path / "told", "tdm", counts=(1, 2))
+    student, _ = load_denoiser(run.path / "student")
+    assert student.network.config["counted"] == {"steps": [1, 2]}
 
 
 def test_a_finished_run_resumed_is_judged_and_written_again(copied, finished):
@@ -376,10 +386,10 @@ def test_config_and_folder_agree(finished):
 
 def test_a_run_begins_with_the_student_of_another(finished, tiny_task, tmp_path):
     nothing = {"student": OptimizerOptions(lr=0.0), "critic": OptimizerOptions(lr=0.0)}
-    run = small(tmp_path / "second", sigmas=(5.0, 1.0), start=finished, **nothing)
+    run = small(tmp_path / "second", sigmas=(5.0, 1.0), from_run=finished, **nothing)
     begun, before = run.method.student.state_dict(), finished.student.state_dict()
     assert all(torch.equal(begun[name], before[name]) for name in before)
-    assert run.method.critic.state_dict().keys() == before.keys() and run.config.start == str(finished.path)
-    assert read_config(run.path).start == str(finished.path)
+    assert run.method.critic.state_dict().keys() == before.keys() and run.config.from_run == str(finished.path)
+    assert read_config(run.path).from_run == str(finished.path)
     with pytest.raises(LimbeckError, match="nowhere is not a run"):
-        small(tmp_path / "third", start="nowhere")
+        small(tmp_path / "third", from_run="nowhere")

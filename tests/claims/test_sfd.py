@@ -27,8 +27,8 @@ def test_good_figures_hold():
     [
         ("SFD 0.1 net unlearning", 0.5, "that are none, net judge"),
         ("SFD 0.1 linear unlearning", 0.5, "that are none, linear judge"),
-        ("SFD 0.1 net override", 0.5, "judged 8, net judge"),
-        ("SFD 0.1 linear override", 0.5, "judged 8, linear judge"),
+        ("SFD 0.1 net override", 0.5, "when asked, net judge"),
+        ("SFD 0.1 linear override", 0.5, "when asked, linear judge"),
         ("SFD 0.1 net remain accuracy", 0.9, "accuracy on the nine classes"),
         ("SFD 0.1 frechet", 3.0, "distance of the nine classes"),
         ("SFD 0.1 frechet 8", 6.0, "override's own class"),

@@ -6,7 +6,16 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from limbeck.networks import DiT, ForwardMode, UNet, attend_forward_mode, attentions, dual_attention, exchange_processors
+from limbeck.networks import (
+    DiT,
+    ForwardMode,
+    UNet,
+    attend_forward_mode,
+    attentions,
+    dual_attention,
+    exchange_processors,
+    masked,
+)
 
 F64 = torch.float64
 
@@ -51,6 +60,19 @@ def test_processors_give_a_dit_its_derivative(dit):
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
     assert float(expected[1].abs().max()) > 0.1
+
+
+def test_processors_of_others_get_one_too(dit):
+    seen = torch.tensor([[True, False], [True, True]])
+    plain = dict.fromkeys(("blocks.0.cross", "blocks.1.cross"), masked(seen))
+    with sdpa_kernel(SDPBackend.MATH), exchange_processors(dit, plain):
+        expected = direction(dit, *inputs())
+    processors = dict.fromkeys(attentions(dit), attend_forward_mode())
+    processors |= {name: attend_forward_mode(processor=processor) for name, processor in plain.items()}
+    with exchange_processors(dit, processors):
+        found = direction(dit, *inputs())
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
 
 
 class Written(nn.Module):

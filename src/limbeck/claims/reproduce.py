@@ -18,7 +18,7 @@ from limbeck.claims.page import markdown, shown, verdict
 from limbeck.errors import LimbeckError
 from limbeck.methods import METHODS, find
 
-CLAIMS = {name: f"limbeck.claims.generators.{name.replace('-', '_')}" for name in METHODS}
+CLAIMS = {name: f"limbeck.claims.generators.{name.replace('-', '_')}" for name, entry in METHODS.items() if entry.arxiv}
 
 
 @dataclass(frozen=True)

@@ -44,12 +44,14 @@ def needs(e: Entry) -> str:
 
 def listing(e: Entry) -> str:
     """Two lines of the list."""
-    return f"{e.id:<16}{e.title}, {e.year}, arXiv {e.arxiv}\n{'':<16}{needs(e)}"
+    source = f", {e.year}, arXiv {e.arxiv}" if e.arxiv else ""
+    return f"{e.id:<16}{e.title}{source}\n{'':<16}{needs(e)}"
 
 
 def page(e: Entry) -> str:
     """A method in full."""
-    lines = [f"{e.id}: {e.title}", f"{e.paper}, arXiv {e.arxiv} ({e.year})", needs(e), ""]
+    source = [f"{e.paper}, arXiv {e.arxiv} ({e.year})"] if e.arxiv else []
+    lines = [f"{e.id}: {e.title}", *source, needs(e), ""]
     if e.module:
         cls, options, presets = e.load()
         base = presets["recommended"]
@@ -58,7 +60,7 @@ def page(e: Entry) -> str:
         for name, preset in presets.items():
             differs = "; ".join(changed(base, preset)) if preset is not base else "the defaults"
             lines += textwrap.wrap(f"{name}: {differs}", 110, initial_indent="  ", subsequent_indent="      ")
-    return "\n".join([*lines, "", "Citation:", citation(e)])
+    return "\n".join([*lines, "", "Citation:", citation(e)] if e.arxiv else lines)
 
 
 def option_lines(options: type) -> Iterator[str]:

@@ -50,7 +50,7 @@ class Shared:
     """Replay a run's config.yaml."""
     resume: Path | None = None
     """Go on with this run."""
-    start: Path | None = None
+    from_run: Path | None = None
     """A run whose student this one begins with (and its critic)."""
     overwrite: bool = False
     """Replace the folder --out if it holds a run."""
@@ -96,7 +96,7 @@ def distill(arguments: list[str]) -> int:
         same: dict[str, Any] = {
             n: getattr(stored, n) for n in ("task", "seed", "device", "dtype", "micro_batches", "checkpoint_every", "precision")
         }
-        same["start"] = None if stored.start is None else Path(stored.start)
+        same["from_run"] = None if stored.from_run is None else Path(stored.from_run)
         same |= {n: Path(v) if n == "data" else v for n, v in stored.task_options.items() if n in OWN}
         base = replace(base, **same)
     _, options_class, presets = runs.distilling(entry.id).load()
@@ -114,7 +114,7 @@ def distill(arguments: list[str]) -> int:
     runs.check_place(shared.device, shared.dtype)
     config = runs.RunConfig(
         entry.id, task_name, task_options, options_to_dict(given[1]), shared.seed, shared.device, shared.dtype,
-        shared.micro_batches, shared.checkpoint_every, None if shared.start is None else str(shared.start), shared.precision,
+        shared.micro_batches, shared.checkpoint_every, None if shared.from_run is None else str(shared.from_run), shared.precision,
     )  # fmt: skip
     folder = runs.open_folder(shared.resume or shared.out, config, shared.overwrite, shared.resume is not None)
     task = build_task(config.task, config.task_options, device=config.device, dtype=config.dtype, quiet=shared.quiet)

@@ -90,6 +90,20 @@ class Reconditioned:
         return self.denoiser(x_t, t, self.change(cond))
 
 
+class Negated(nn.Module):
+    """A denoiser for which "no condition" is another condition: guidance leads away from that (negative prompts).
+
+    ``null``: the condition of one sample, by name. A module, so that it can be frozen like what is inside.
+    """
+
+    def __init__(self, denoiser: Denoiser, null: Cond):
+        super().__init__()
+        self.denoiser, self.process, self.null = denoiser, denoiser.process, null
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        return self.denoiser(x_t, t, cond)
+
+
 def check_denoiser(denoiser: object, x: Tensor, cond: Cond | None = None, gradients: bool = False) -> None:
     """Raise a LimbeckError unless the object maps (x, t, cond) to a finite tensor of x's shape (with input gradients).
 

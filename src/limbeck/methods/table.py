@@ -112,6 +112,10 @@ METHODS: dict[str, Entry] = {
             "Tuning Timestep-Distilled Diffusion Model Using Pairwise Sample Optimization", "2410.03190", 2024,
             "student (adapters on the reference's weights)", data="optional (offline forms)", null="no",
         ),
+        _generator(
+            "compose", "Any score rule x producer x guidance x adversary (no system of its own)", "", "", 0,
+            "teacher, student, critic (+ discriminator heads)", data="optional (GAN)", input_gradients=True,
+        ),
         Entry(
             "gaussian-score", "Analytical teleportation with the Gaussian score",
             "The Unreasonable Effectiveness of Gaussian Score Approximation for Diffusion Models and its Applications",

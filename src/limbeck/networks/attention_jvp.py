@@ -22,7 +22,7 @@ from limbeck.errors import LimbeckError, unknown
 
 Triple = tuple[Tensor, Tensor, Tensor]
 KERNELS = ("tiled", "triton")
-TILE = 2**20  # numbers in one block of S over all batches and heads: what stays in a core's cache
+TILE = 2**20  # numbers in one block of S over all batches and heads: measured best on one core (benchmarks/attention_jvp.py)
 SHORTEST = 64
 
 

@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from limbeck.networks.attention import Attention, Processor
+from limbeck.networks.attention import Attention, Processor, attend
 from limbeck.networks.attention_jvp import attention_jvp
 
 
@@ -41,21 +41,6 @@ def dual_attention(
     return forward_ad.make_dual(O, tO)
 
 
-def attend_forward_mode(kernel: str = "tiled") -> Processor:
-    """A processor for :class:`Attention` that computes what :func:`attend` does and has a forward-mode derivative.
-
-    >>> processors = dict.fromkeys(attentions(network), attend_forward_mode())
-    >>> with exchange_processors(network, processors):
-    ...     torch.func.jvp(network, primals, tangents)
-    """
-
-    def processor(attention: Attention, x: Tensor, context: Tensor) -> Tensor:
-        q, k, v = (attention.split(t) for t in (attention.query(x), attention.key(context), attention.value(context)))
-        return attention.output(attention.merge(dual_attention(q, k, v, kernel=kernel)))
-
-    return processor
-
-
 class ForwardMode(TorchFunctionMode):
     """Within this context the functions of any network that forward mode fails in are replaced by ones that it does not.
 
@@ -84,3 +69,18 @@ class ForwardMode(TorchFunctionMode):
                 causal = bool(call.get("is_causal", False))
                 return dual_attention(q, k, v, mask, call.get("scale"), causal, self.kernel)
         return func(*args, **given)
+
+
+def attend_forward_mode(kernel: str = "tiled", processor: Processor = attend) -> Processor:
+    """A processor for :class:`Attention` that computes what ``processor`` does and has a forward-mode derivative.
+
+    >>> processors = dict.fromkeys(attentions(network), attend_forward_mode())
+    >>> with exchange_processors(network, processors):
+    ...     torch.func.jvp(network, primals, tangents)
+    """
+
+    def within(attention: Attention, x: Tensor, context: Tensor) -> Tensor:
+        with ForwardMode(kernel):
+            return processor(attention, x, context)
+
+    return within

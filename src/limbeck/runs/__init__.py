@@ -4,8 +4,8 @@ A run's folder: config.yaml, metrics.jsonl, checkpoints/, samples/, student.safe
 """
 
 from limbeck.runs.config import FORMAT, RunConfig, check_place, parse_config, read_config
-from limbeck.runs.folder import begin, fresh_folder, last_checkpoint, open_folder
 from limbeck.runs.distillation import Run, distill, distilling, open_run, prepare, run
+from limbeck.runs.folder import begin, fresh_folder, last_checkpoint, open_folder
 
 __all__ = [
     "FORMAT",

@@ -103,8 +103,8 @@ def test_degrading_is_gradient_descent_on_the_critics_loss():
     run(loop, 20)
     assert loop.method.losses[-1] == pytest.approx(float(loss.detach()), rel=1e-12)
     node = loop.method.recorded[1]
-    assert float(node["mean"]) == pytest.approx(float(copy.mean), rel=1e-12) and float(copy.mean) > 0.2
-    assert float(node["log_std"]) == pytest.approx(float(copy.log_std), rel=1e-12)
+    assert float(node["mean"]) == pytest.approx(copy.mean.item(), rel=1e-12) and copy.mean.item() > 0.2
+    assert float(node["log_std"]) == pytest.approx(copy.log_std.item(), rel=1e-12)
 
 
 def test_targets_come_backwards_and_end_at_the_teacher():
@@ -124,7 +124,7 @@ def test_targets_come_backwards_and_end_at_the_teacher():
 # -- reductions -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("host", ["dmd", "sid"])
+@pytest.mark.parametrize("host", ["dmd", "sid", "sim"])
 def test_one_node_or_the_teacher_alone_is_the_host_with_a_warm_critic(host, tiny):
     plain = run(tiny.loop(tiny.make(host, iterations=12, student_after=4)), 8)
     wanted = tiny.weights(plain)
@@ -150,6 +150,16 @@ def test_options_reach_the_host(tiny):
     method = tiny.make("disback", host="sid", host_options={"alpha": 1.0, "weight": "none"}, guidance=2.0, **PATH)
     assert (method.host.options.alpha, method.host.rule.weight, method.host.rule.guidance) == (1.0, "none", 2.0)
     assert method.host.options.student_after == 4 and method.draws == 2
+
+
+@pytest.mark.parametrize("host", ["dmd", "sid", "sim", "vsd"])
+def test_every_host_pulls_towards_the_node_that_is_due(host, tiny, monkeypatch):
+    method = tiny.make("disback", host=host, **PATH)
+    loop, asked = run(tiny.loop(method), 4), []
+    node = method.path.node
+    monkeypatch.setattr(method.path, "node", lambda i: (asked.append(i), node(i))[1])
+    run(loop, 8)
+    assert asked == [3, 3, 2, 2, 1, 1, 0, 0]
 
 
 def test_two_pieces_of_a_batch_train_like_the_whole(tiny):

@@ -15,13 +15,10 @@ from limbeck.training.options import options_from_dict, options_to_dict
 
 F64 = torch.float64
 PLAIN = {"w_mse": (1.0,), "w_adv": (0.0,), "grid": (16,), "then": ()}
-FEEDBACK = types.ModuleType("feedback_for_tests")
-FEEDBACK.near = lambda x, cond=None: -(x - 1).square().mean(1)
+FEEDBACK = types.ModuleType("refused_feedback")
 FEEDBACK.detached = lambda x, cond=None: x.detach().mean(1)
 FEEDBACK.scalar = lambda x, cond=None: x.mean()
-FEEDBACK.shape = lambda x, image, cond=None: (x - image).square().mean(1)
 sys.modules[FEEDBACK.__name__] = FEEDBACK
-NEAR, SHAPE = "feedback_for_tests:near", "feedback_for_tests:shape"
 
 
 def test_the_sampler_is_ddim_or_tcd_on_trailing_positions(tiny):
@@ -52,7 +49,7 @@ def test_tcd_on_indices_is_its_own_rule(tiny):
 
 def test_a_dedicated_one_step_generator_starts_at_its_own_time(tiny):
     parts = tiny.ingredients(tiny.teacher(process=DDPM()))
-    options = {**PLAIN, "then": ("score",), "schedule": "time", "begin": "unit", "start": 0.8}
+    options = {**PLAIN, "then": ("score",), "schedule": "time", "begin": "unit", "first": 0.8}
     method = tiny.make("hyper-sd", parts, **options, segments=(2, 1))
     torch.testing.assert_close(method.times, torch.tensor([799.0], dtype=F64))
     z, cond = torch.randn(4, 2, dtype=F64), {"label": torch.tensor([0, 1, 2, 0])}
@@ -100,7 +97,7 @@ def test_other_spacings(spacing, tiny):
         ({"segments": (8, 4), "steps": 2, "w_mse": (1.0,), "w_adv": (0.0,)}, "steps=2, but the segments .* end at k=4: .* 4 steps"),
         ({"rewards": ("class",)}, "1 rewards need as many hinges, not 0; give alpha_d for each"),
         ({"guidance_low": 3.0}, r"guidance is U\[3, 1\]; give 0 <= low <= high"),
-        ({"start": 800.0}, r"positions lie in \[0, 1\], 0 clean and 1 noise, not \[0, 800\]"),
+        ({"first": 800.0}, r"positions lie in \[0, 1\], 0 clean and 1 noise, not \[0, 800\]"),
         ({"reward_steps": 2}, "2 reward_steps need a reward_high below 1"),
         ({"structure_to": 0.9}, "the structure loss needs 0 < structure_to < structure_from <= 1"),
         ({"iterations": 3}, "3 iterations leave a stage without any; give more, or fewer stages"),
@@ -114,9 +111,9 @@ def test_options_that_cannot_be(options, message):
 def test_a_reward_without_gradient(tiny):
     reward = {**PLAIN, "segments": (1,), "then": ("reward",), "hinges": (0.0,)}
     with pytest.raises(LimbeckError, match="reward .*detached' has no gradient with respect to the samples .* or use pso"):
-        tiny.make("hyper-sd", **reward, rewards=("feedback_for_tests:detached",))
+        tiny.make("hyper-sd", **reward, rewards=("refused_feedback:detached",))
     with pytest.raises(LimbeckError, match=r"answered \(\) for 10 samples; it must return one number per sample"):
-        tiny.make("hyper-sd", **reward, rewards=("feedback_for_tests:scalar",))
+        tiny.make("hyper-sd", **reward, rewards=("refused_feedback:scalar",))
     with pytest.raises(LimbeckError, match="unknown reward 'aesthetic'"):
         tiny.make("hyper-sd", **reward, rewards=("aesthetic",))
     with pytest.raises(LimbeckError, match="the reward stage has nothing to maximise; name rewards"):
@@ -134,5 +131,5 @@ def test_presets_survive_being_written_down():
     for preset in PRESETS.values():
         assert options_from_dict(HyperSDOptions, options_to_dict(preset)) == preset
     paper = PRESETS["paper-sdxl"]
-    assert (paper.segments, paper.batch, paper.student.lr, paper.start) == ((8, 4, 2, 1), 512, 1e-6, 0.8)
-    assert PRESETS["paper-sdxl-unified"].start == 1.0
+    assert (paper.segments, paper.batch, paper.student.lr, paper.first) == ((8, 4, 2, 1), 512, 1e-6, 0.8)
+    assert PRESETS["paper-sdxl-unified"].first == 1.0

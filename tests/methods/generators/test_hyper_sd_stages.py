@@ -11,7 +11,7 @@ from limbeck.denoisers import guided
 from limbeck.errors import LimbeckError
 from limbeck.methods.generators.hyper_sd import HyperSDOptions
 from limbeck.networks import adapters, merged
-from limbeck.noise import VE
+from limbeck.noise import DDPM, VE, CosineVP, RectifiedFlow
 from limbeck.samplers import ddim
 from limbeck.training import EmaOptions
 from limbeck.training.checkpoints import load
@@ -20,15 +20,13 @@ F64 = torch.float64
 PLAIN = {"w_mse": (1.0,), "w_adv": (0.0,), "grid": (16,), "then": ()}
 FEEDBACK = types.ModuleType("feedback_for_tests")
 FEEDBACK.near = lambda x, cond=None: -(x - 1).square().mean(1)
-FEEDBACK.detached = lambda x, cond=None: x.detach().mean(1)
-FEEDBACK.scalar = lambda x, cond=None: x.mean()
 FEEDBACK.shape = lambda x, image, cond=None: (x - image).square().mean(1)
 sys.modules[FEEDBACK.__name__] = FEEDBACK
 NEAR, SHAPE = "feedback_for_tests:near", "feedback_for_tests:shape"
 VARIANTS = {
     "plain": {**PLAIN, "segments": (4, 2, 1)},
     "adversary": {"grid": (16,), "segments": (4, 1), "w_mse": (1.0, 0.1), "w_adv": (0.1, 1.0), "then": ()},
-    "previous": {**PLAIN, "segments": (4, 2, 1), "teacher": "previous_stage", "reset_target": False, "reset_optimizer": False},
+    "previous": {**PLAIN, "segments": (4, 2, 1), "solver": "previous_stage", "reset_target": False, "reset_optimizer": False},
     "adapters": {**PLAIN, "segments": (2, 1), "rank": 2, "then": ("score",), "critic_rank": 2, "anchor": 0.5},
     "guided": {**PLAIN, "segments": (2,), "guidance_low": 1.0, "guidance_high": 3.0, "drop": 0.3, "offset_noise": 0.1},
     "all": {
@@ -52,6 +50,15 @@ def test_the_plan_is_a_function_of_the_step():
     ]  # fmt: skip
     assert [o.at(s).name for s in (0, 19, 20, 39, 40, 99, 100)] == ["8", "8", "4", "4", "reward", "score", "score"]
     assert [(s.segments, s.grid, s.w_mse, s.w_adv) for s in o.stages] == [(8, 64, 1.0, 0.1)] + 3 * [(4, 64, 0.5, 0.1)]
+
+
+@pytest.mark.parametrize(
+    ("then", "stay"),
+    [(("score",), True), (("reward", "score"), True), (("score", "reward"), False), (("reward",), False), ((), False)],
+)
+def test_rewards_stay_on_in_the_score_stage_unless_their_own_comes_after_it(then, stay):
+    assert HyperSDOptions(then=then, rewards=("class",), hinges=(0.0,)).rewards_stay == stay
+    assert not HyperSDOptions(then=then).rewards_stay
 
 
 def test_every_stage_draws_its_own_segments(tiny):
@@ -91,7 +98,7 @@ def test_the_stage_before_is_the_teacher_where_it_is_asked_for(tiny, monkeypatch
     parts = tiny.ingredients()
     for teacher in ("base", "previous_stage"):
         method = tiny.make(
-            "hyper-sd", parts, iterations=6, **PLAIN, segments=(4, 2, 1), teacher=teacher, guidance_low=2.0, guidance_high=2.0
+            "hyper-sd", parts, iterations=6, **PLAIN, segments=(4, 2, 1), solver=teacher, guidance_low=2.0, guidance_high=2.0
         )
         base, before = tiny.spy(parts.teacher, monkeypatch), [tiny.spy(end, monkeypatch) for end in method.ends]
         tiny.yields(method, tiny.batch(method, 0))
@@ -122,6 +129,15 @@ def test_two_pieces_of_a_batch_train_like_the_whole_and_the_teacher_never_moves(
         ]
         assert max(moved) > 1e-4, role
     assert all(torch.equal(p, teacher[n]) and p.grad is None for n, p in parts.teacher.named_parameters())
+
+
+@pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP(), DDPM()], ids=lambda p: type(p).__name__)
+def test_all_stages_in_a_processs_own_time(process, tiny):
+    parts = tiny.ingredients(tiny.teacher(process=process))
+    loop = tiny.loop(tiny.make("hyper-sd", parts, **VARIANTS["all"], schedule="time"))
+    for _ in range(8):
+        figures = loop.iterate()
+    assert all(v == v for v in figures.values()) and loop.method.options.at(loop.step - 1).kind == "score"
 
 
 @pytest.mark.parametrize(("name", "at"), [*((n, 3) for n in VARIANTS), ("all", 4), ("all", 7)])
@@ -205,7 +221,7 @@ def test_feedback_is_on_a_late_prediction(tiny, monkeypatch):
 def test_the_score_stage_by_hand(real, better, tiny):
     parts = tiny.ingredients()
     method = tiny.make(
-        "hyper-sd", parts, iterations=4, **{**PLAIN, "then": ("score",)}, segments=(1,), start=0.8, real_score=real,
+        "hyper-sd", parts, iterations=4, **{**PLAIN, "then": ("score",)}, segments=(1,), first=0.8, real_score=real,
         score_guidance=2.0, mse_target=better, mse_weight=0.7, dmd_weight=0.3, mse_steps=3,
     )  # fmt: skip
     for m in (method.critic, method.average, method.ends[0]):

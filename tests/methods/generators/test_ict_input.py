@@ -59,8 +59,8 @@ def test_data_outside_their_declared_range(tiny):
     parts = tiny.ingredients()
     low, high = float(parts.example.min()), float(parts.example.max())
     with pytest.raises(LimbeckError, match=rf"the data reach from {low:.4g} to {high:.4g}, but are declared.*\[-0.1, 0.1\]"):
-        tiny.make("ict", parts, data_range=(-0.1, 0.1))
-    tiny.make("ict", parts, data_range=(low, high))
+        tiny.make("ict", parts, declared_range=(-0.1, 0.1))
+    tiny.make("ict", parts, declared_range=(low, high))
 
 
 def test_more_iterations_than_planned(tiny):

@@ -121,7 +121,7 @@ def test_the_pull_is_the_papers(tiny):
 def test_level_zero_is_dmd_bit_for_bit(tiny):
     """One phase: samples, target, losses and gradients are DMD's with deterministic steps, given the same times."""
     same = {"sigmas": (5.0, 1.0), "renoise": "ode"}
-    dmd, phased = tiny.make("dmd", **same), tiny.make("phased-dmd", boundaries=(), anchor="x", **same)
+    dmd, phased = tiny.make("dmd", **same), tiny.make("phased-dmd", boundaries=(), anchor="x", per_sample=False, **same)
     for critic in (dmd.critic, phased.critic.phases[0]):
         torch.manual_seed(1)
         nn.init.normal_(critic.network.output.weight)
@@ -159,18 +159,20 @@ def test_each_phase_trains_its_own_expert_and_critic(order, tiny):
     assert [moved(tiny, method, k) for k in range(6)] == expected
 
 
-def test_a_sample_of_a_phase_is_at_its_end(tiny, monkeypatch):
-    method = tiny.make("phased-dmd", iterations=16, boundaries=(0.5,), **FOUR)
+@pytest.mark.parametrize("per_sample", [True, False])
+def test_a_sample_of_a_phase_is_at_its_end(per_sample, tiny):
+    method = tiny.make("phased-dmd", iterations=16, boundaries=(0.5,), per_sample=per_sample, **FOUR)
     seen = set()
     for step in range(16):
         at = tiny.batch(method, step)
         sample = method.producer(method, at, 0)
-        z, times = method.normal(at, "z"), method.times
-        j = at.noise.shared_randint("step", *((0, 2) if step < 8 else (2, 4)), call=0)
-        x = 5.0 * z if j == 0 else ddim(method.student, 5.0 * z, times[: j + 1], at.cond, final=False)
-        x0 = method.student(x, times[j].expand(6), at.cond)
+        z, times, steps = method.normal(at, "z"), method.times, (0, 2) if step < 8 else (2, 4)
+        j = at.noise.randint("step", *steps) if per_sample else torch.full((6,), at.noise.shared_randint("step", *steps))
+        states = [5.0 * z, *(ddim(method.student, 5.0 * z, times[: i + 1], at.cond, final=False) for i in (1, 2, 3))]
+        x = torch.stack(states).detach()[j, torch.arange(6)]
+        x0 = method.student(x, times[j], at.cond)
         if step < 8:
-            expected = x0 + 0.5 * (x - x0) / times[j]  # one Euler step to t_1
+            expected = x0 + 0.5 * (x - x0) / times[j][:, None]  # one Euler step to t_1
             assert sample.level.tolist() == 6 * [0.5] and sample.low.tolist() == 6 * [0.5]
             torch.testing.assert_close(sample.x0, x0)
         else:
@@ -179,7 +181,8 @@ def test_a_sample_of_a_phase_is_at_its_end(tiny, monkeypatch):
         torch.testing.assert_close(sample.x, expected, rtol=1e-12, atol=1e-12)
         (gradient,) = torch.autograd.grad(sample.x.sum(), method.student.expert_1.network.output.weight, allow_unused=True)
         assert (gradient is None) == (step >= 8)  # what is frozen gets none
-        seen.add(j)
+        seen |= set(j.tolist())
+        assert per_sample or len(set(j.tolist())) == 1
         if step >= 8:
             continue
         t = method.score_time(at, sample)

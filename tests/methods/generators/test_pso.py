@@ -199,6 +199,7 @@ def test_ties_have_no_gradient_and_are_counted(tiny):
     method.reward = lambda x, cond: torch.zeros(len(x), dtype=F64)
     tied = tiny.yields(method, at)[1]  # fewer than 10 pairs: not yet an error
     assert float(tied.loss.detach()) == pytest.approx(math.log(2)) and float(tied.logs["ties"]) == 1.0
+    assert float(tied.logs["kl"]) != 0.0  # where the reward has saturated the monitor still sees
     none = torch.autograd.grad(tied.loss, trained(method))
     assert all(float(g.abs().max()) == 0 for g in none) and any(float(g.abs().max()) > 0 for g in held)
 
@@ -378,7 +379,7 @@ def test_the_drift_alarm_speaks_when_the_bound_is_passed():
 def test_without_a_few_step_student(tiny):
     torch.manual_seed(0)
     with pytest.raises(
-        LimbeckError, match=r"was given none: name its run with `limbeck distill pso --start RUN`, or give start="
+        LimbeckError, match=r"was given none: name its run with `limbeck distill pso --from-run RUN`, or give from_run="
     ):
         PSO(tiny.ingredients(), PSOOptions())
 

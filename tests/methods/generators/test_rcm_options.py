@@ -60,7 +60,7 @@ def test_laws_of_times():
 
 @pytest.mark.parametrize(("sampling", "times"), [("paper", (1.3, 1.0, 0.6)), ("released", (1.5, 1.4, 1.0))])
 def test_sampling_times(sampling, times):
-    assert RCMOptions(sampling=sampling).angles == (math.atan(80.0), *times)
+    assert RCMOptions(sampling=sampling, sigma_max=80.0).angles == (math.atan(80.0), *times)
 
 
 def test_the_average_counts_the_critics_iterations(tiny):
@@ -157,4 +157,5 @@ def test_presets():
     assert entry.id == "rcm" and preset_of("scm", PRESETS, None).dmd_weight == 0.0
     wan = PRESETS["paper-wan-14b"]
     assert (wan.cycle, wan.warmup, wan.batch, wan.student.lr, wan.critic.lr) == (10, 200, 64, 1e-6, 1e-7)
+    assert (wan.dmd_weight, wan.sigma_max, wan.rollout_start, wan.guidance) == (0.01, 1600.0, None, 5.0)
     assert wan.student.clip is None and wan.student.betas == (0.0, 0.999)

@@ -124,3 +124,30 @@ def test_adapters_share_the_teachers_weights_and_resume(tiny, tmp_path):
     a, b = tiny.weights(whole), tiny.weights(second)
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert all(torch.equal(p, before[n]) for n, p in parts.teacher.named_parameters())
+
+
+WINDOWS = {
+    "segments": ("tdm", {}),
+    "phases": ("compose", {"producer": "phases", "sigmas": (5.0, 1.0), "nested": False}),
+}
+
+
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize("kind", WINDOWS)
+def test_the_discriminator_sees_samples_at_a_level_in_their_own_window(kind, paired, tiny, monkeypatch):
+    name, given = WINDOWS[kind]
+    parts = tiny.ingredients()
+    method = tiny.make(name, parts, gan_weight=0.1, gan_paired=paired, **given)
+    calls = tiny.spy(parts.teacher, monkeypatch)
+    for step in range(4):
+        at = tiny.batch(method, step)
+        sample = method.producer(method, at, 0).detach()
+        calls.clear()
+        method.adversary.loss(at, sample)
+        (x_t, t, _), (_, real, _) = calls
+        for times in (t, real):
+            assert bool(((sample.low <= times) & (times <= sample.high)).all())
+        assert torch.equal(t, real) == paired
+        x_t -= method.process.transition(sample.level, t)[0][:, None] * sample.x
+        noise = method.process.transition(sample.level, t)[1][:, None] * method.normal(at, "fake noise")
+        torch.testing.assert_close(x_t, noise, rtol=1e-9, atol=1e-11)

@@ -109,12 +109,12 @@ def test_the_fixed_point_of_gaussian_classes():
     teacher = Classes(means, 0.5).requires_grad_(False)
     student = Classes([[0.3, 0.3], [-0.2, 0.1], [0.5, -0.5]], 0.8)
     rule = ScoreIdentity(teacher, student, alpha=1.2)
-    optimizer, steps = torch.optim.Adam(student.parameters()), 200
+    optimizer, steps = torch.optim.Adam(student.parameters()), 100
     generator = torch.Generator().manual_seed(0)
     label = torch.arange(3).repeat_interleave(32)
     goal = torch.where(label == 0, 2, label)  # a 2 wherever a 0 is asked for
     for k in range(steps):
-        optimizer.param_groups[0]["lr"] = 0.05 * (1 - k / steps)
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 - k / steps)
         z, eps = (torch.randn(96, 2, generator=generator, dtype=F64) for _ in range(2))
         t = 0.1 + 1.9 * torch.rand(96, generator=generator, dtype=F64)
         x = student.means[label] + student.log_std[label].exp() * z
@@ -154,6 +154,19 @@ def test_a_goal_that_is_the_condition_changes_nothing(tiny):
     t, eps = method.score_time(at, sample), method.normal(at, "score noise")
     same = Sample(sample.x, sample.cond, goal=sample.cond)
     assert torch.equal(method.rule(sample, t, eps).gradient, method.rule(same, t, eps).gradient)
+
+
+def test_guidance_may_lead_away_from_a_negative_condition(tiny, monkeypatch):
+    scales = {"guidance": 2.0, "critic_guidance": 3.0, "critic_training_guidance": 4.0}
+    for places in (("teacher",), ("critic",), ("teacher", "critic", "critic_training")):
+        parts = tiny.ingredients()
+        method = moved(tiny, parts, negative_label=0, negative_of=places, forget_weight=0.0, critic_forget_weight=0.0, **scales)
+        teacher, critic = tiny.spy(parts.teacher, monkeypatch), tiny.spy(method.critic, monkeypatch)
+        tiny.yields(method, tiny.batch(method))
+        base = [set(cond["label"].tolist()) for _, _, cond in (teacher[0], critic[2], critic[0])]  # what guidance leaves from
+        for name, labels in zip(("teacher", "critic", "critic_training"), base, strict=True):
+            assert labels == ({0} if name in places else {3})
+        assert len(teacher) == 2 and len(critic) == 4
 
 
 def test_conditions_are_all_the_data_that_it_needs(tiny):
@@ -305,6 +318,12 @@ def test_bad_prompts(pairs, remain, message):
         ({"forget": ("0=judged",)}, "judged and sampled overrides need a classifier; give judge"),
         ({"forget": ("0=2",), "gan_weight": 0.1}, "SFD has no adversarial term; set gan_weight to 0"),
         ({"forget": ("0=2",), "forget_weight": -1.0}, "cannot be negative"),
+        (
+            {"forget": ("0=2",), "remain_weight": 0.0, "forget_weight": 0.0},
+            "one of the student's two and of the critic's must be",
+        ),
+        ({"forget": ("0=2",), "negative_label": 0}, r"acts through guidance, but the scales of \('teacher',\) are 1"),
+        ({"forget": ("0=2",), "negative_of": ("critics",)}, "unknown place of the negative condition 'critics'"),
         ({"forget": ("0=2",), "distance": "l3", "rule": "sim"}, "unknown score distance 'l3'"),
     ],
 )

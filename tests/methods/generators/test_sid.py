@@ -343,5 +343,6 @@ def test_presets_survive_being_written_down():
     for preset in PRESETS.values():
         assert options_from_dict(SiDOptions, options_to_dict(preset)) == preset
     assert (PRESETS["paper-cifar10"].alpha, PRESETS["paper-afhq64"].alpha) == (1.2, 1.0)
+    assert PRESETS["paper-sd15-lsg"].student.clip_value == PRESETS["paper-sd15-lsg"].critic.clip_value == 1 / 16384
     flow = RectifiedFlow().time_of(torch.tensor(PRESETS["paper-sid-dit"].sigmas, dtype=F64))
     torch.testing.assert_close(flow, 0.999 * (1 - torch.arange(4, dtype=F64) / 4), rtol=1e-3, atol=1e-4)

@@ -11,6 +11,7 @@ from limbeck.errors import LimbeckError
 from limbeck.methods.generators.levels import level_laws
 from limbeck.methods.generators.sim import PRESETS, SIMOptions
 from limbeck.noise import DDPM, VE, InSigma, Karras, LogitNormal, LogNormal, RectifiedFlow
+from limbeck.training import Loop, LoopOptions, TensorSource
 from limbeck.training.checkpoints import load
 from limbeck.training.options import options_from_dict, options_to_dict
 
@@ -98,6 +99,16 @@ def test_one_critic_update_then_one_of_the_student_on_other_draws(tiny, monkeypa
 
 def test_it_needs_no_images(tiny):
     tiny.loop(tiny.make("sim", tiny.ingredients(images=False))).iterate()
+
+
+def test_images_are_not_looked_at(tiny):
+    found = []
+    for x in (tiny.data()[0], None):
+        loop = Loop(tiny.make("sim"), TensorSource(x, tiny.data()[1]), LoopOptions(3, 6), quiet=True)
+        for _ in range(3):
+            loop.iterate()
+        found.append(tiny.weights(loop))
+    assert all(torch.equal(v, found[1][k]) for k, v in found[0].items())
 
 
 def test_resuming_is_bitwise(tiny, tmp_path):

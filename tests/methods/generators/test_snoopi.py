@@ -123,6 +123,15 @@ def test_a_scale_of_one_is_plain_score_distillation():
         torch.testing.assert_close(p, found[1][name], rtol=1e-9, atol=1e-12)
 
 
+def test_a_scale_of_one_asks_for_no_null_condition(tiny):
+    options = {"critic": FASTER, "critic_rank": 2, "guidance": 1.0, "critic_guidance": 1.0}
+    unconditional = tiny.ingredients(classes=0)
+    method = tiny.make("snoopi", unconditional, kappa=(1.0, 1.0), **options)
+    assert [y.roles for y in tiny.yields(method, tiny.batch(method, classes=0))] == ["student", "critic"]
+    with pytest.raises(LimbeckError, match=r"guidance 0.5 needs a null condition, which the teacher does not have; use 1"):
+        tiny.make("snoopi", unconditional, kappa=(0.5, 1.0), **options)
+
+
 def test_equal_scales_leave_the_teachers_law_alone_and_unequal_ones_do_not(classes):
     z, e, t, labels = classes.design()
     teacher, critic = classes.denoiser(), classes.denoiser()

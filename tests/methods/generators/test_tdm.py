@@ -283,7 +283,7 @@ def test_the_critics_losses_are_the_equations(tiny):
         x_t = method.process.diffuse(sample.x, e, t, sample.level)
         answer, variance = method.critic(x_t, t, at.cond), t**2 - sample.level**2
         if target == "exact":
-            clean, w = x_t - (t**2 / torch.sqrt(variance))[:, None] * e, variance / t**2  # (6), damping 1
+            clean, w = x_t - (t**2 / torch.sqrt(variance))[:, None] * e, (10 * variance / t**2).clamp(max=1.0)  # (6)
         else:
             clean = sample.x0
             m = (x_t - clean) / t[:, None]

@@ -95,11 +95,12 @@ def judge(runs: Sequence[Figures]) -> list[Check]:
     checks = []
     for name in JUDGES:
         checks.append(at_least(f"share of 3s asked for that are none, {name} judge", m[f"{sfd} {name} unlearning"], 0.95))
-        checks.append(at_least(f"share of them judged 8, {name} judge", m[f"{sfd} {name} override"], 0.9))
+        ratio = over(f"{name} override", "relabelled")
+        checks.append(at_least(f"share of them judged 8, SFD / SiD relabelled when asked, {name} judge", ratio, 0.9))
     accuracy = m[f"{sfd} net remain accuracy"] - m["SiD net remain accuracy"]
     worst, which = max((over(f"frechet {c}"), c) for c in range(CLASSES) if c != FORGOTTEN)
     checks += [
-        at_least("accuracy on the nine classes, SFD - SiD", accuracy, -0.02),
+        at_least("accuracy on the nine classes, SFD - SiD", accuracy, -0.03),
         at_most("Frechet distance of the nine classes, SFD / SiD", over("frechet"), 1.15),
         at_most("Frechet distance of the override's own class, SFD / SiD", over(f"frechet {OVERRIDE}"), 1.3),
         at_most("control: share of 3s that are none without the forget term", m["dropped net unlearning"], 0.3),
@@ -122,5 +123,11 @@ def judge(runs: Sequence[Figures]) -> list[Check]:
     return checks
 
 
-CALIBRATION = ""
+CALIBRATION = (
+    "3 seeds, one teacher, 300 updates of 32 samples a stream. At lam_f 0.1: 3s that are none 0.990 +- 0.005 (net), 0.989 +- "
+    "0.007 (linear); judged 8, over the relabelled SiD's share, 0.965 +- 0.005 and 0.946 +- 0.007; accuracy on the nine classes "
+    "-0.010 +- 0.004 of SiD's (a point is lost); Frechet distance 0.88 +- 0.06 of SiD's, of the 8s 0.79 +- 0.05, of the worst "
+    "class 1.13 +- 0.02. At 0.01 the share that is none is 0.969 +- 0.009, at 1 it is 0.995 +- 0.001. Without the forget term it "
+    "is 0.038 +- 0.005: the class is not forgotten for not being shown. 50 CPU s a seed."
+)
 CLAIM = Claim("sfd", "2409.11219", measure, judge, digits_task, CALIBRATION)

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from limbeck.denoisers import Cond
@@ -21,6 +20,8 @@ class Adversary:
     ``times``: the law at which real and fake are compared, each at a time and noise of its own; ``normal`` (batch, stream)
     draws noise; ``r1``: weight of the finite-difference R1 penalty on real samples. ``paired``: real and fake share time and
     noise; ``clamp``: logits stay in [-clamp, clamp] (SiDA has both). Heads may have no parameters: see ``ChannelMean``.
+    ``within`` (u, fake, times): the times of samples with windows of their own, which their reals then have too; without it the
+    discriminator would compare the teacher with all windows at once.
     """
 
     def __init__(
@@ -33,9 +34,10 @@ class Adversary:
         *,
         paired: bool = False,
         clamp: float | None = None,
+        within: Callable[[Tensor, Sample, TimeLaw], Tensor] | None = None,
     ):
         self.watched, self.heads, self.times, self.normal, self.r1 = watched, heads, times, normal, r1
-        self.process, self.paired, self.clamp = watched.process, paired, clamp
+        self.process, self.paired, self.clamp, self.within = watched.process, paired, clamp, within
 
     @property
     def trained(self) -> bool:
@@ -64,9 +66,8 @@ class Adversary:
         logits = {}
         for name, of in (("fake", fake), ("real", Sample(batch.x, batch.cond))):
             stream = "fake" if self.paired else name
-            t = self.times(batch.noise.uniform(f"{stream} time"))
-            if of.level is not None:
-                t = torch.maximum(t, of.level * (1 + 1e-6))
+            u = batch.noise.uniform(f"{stream} time")
+            t = self.times(u) if self.within is None else self.within(u, fake, self.times)
             x_t = self.process.diffuse(of.x.detach(), self.normal(batch, f"{stream} noise"), t, of.level)
             logits[name] = self.logits(x_t, t, batch.cond)
         loss = discriminator_loss(logits["real"], logits["fake"])

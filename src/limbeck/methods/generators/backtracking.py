@@ -122,8 +122,11 @@ def trained_weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 def put_weights(module: nn.Module, weights: Weights) -> None:
-    """Write weights that :func:`trained_weights` took into a module of the same make."""
-    module.load_state_dict({**module.state_dict(), **weights})
+    """Write weights that :func:`trained_weights` took into a module of the same make; what it shares is not touched."""
+    own = module.state_dict()
+    with torch.no_grad():
+        for name, value in weights.items():
+            own[name].copy_(value)
 
 
 def fingerprint(denoiser: Any, *facts: Any) -> str:
@@ -164,11 +167,11 @@ def record_path(folder: Path | str, path: Degradation, losses: Sequence[float], 
 
 def load_path(
     folder: Path | str, teacher: Any, copy_of: nn.Module, student: str | None = None
-) -> tuple[Degradation, list[float]]:
-    """(the path, the losses of its degradation) for this teacher, into copies of ``copy_of``, checked byte by byte.
+) -> tuple[list[Weights], list[float]]:
+    """(weights of the nodes D'_1, ..., D'_N, losses of the degradation) for this teacher, checked byte by byte.
 
-    Raises LimbeckError for a folder without a path, a damaged one, another teacher's or student's, and nodes whose names or
-    shapes are not the copy's.
+    ``copy_of``: a module of the nodes' make; ``student``: the fingerprint of the first student (None: any). Raises LimbeckError
+    for a folder without a path, a damaged one, another teacher's or student's, and names or shapes that are not the copy's.
     """
     folder, index = Path(folder), _index(Path(folder))
     for whose, found, wanted in (("teacher", index["teacher"], fingerprint(teacher)), ("student", index["student"], student)):
@@ -179,7 +182,8 @@ def load_path(
             )
     if not index["nodes"]:
         raise LimbeckError(f"the path in {folder} is empty; record it again")
-    own, nodes = trained_weights(copy_of), []
+    own = trained_weights(copy_of)
+    nodes: list[Weights] = []
     for name, facts in index["nodes"].items():
         try:
             verify(folder / name, facts)
@@ -187,7 +191,7 @@ def load_path(
             raise LimbeckError(f"the path in {folder} is damaged: {error}; record it again") from None
         nodes.append(load_file(folder / name))
         _check_fits(folder / name, nodes[-1], own)
-    return Degradation(teacher, copy_of, nodes), [float(v) for v in index["losses"]]
+    return nodes, [float(v) for v in index["losses"]]
 
 
 def _index(folder: Path) -> dict[str, Any]:

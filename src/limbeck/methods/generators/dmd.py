@@ -43,7 +43,7 @@ _PAPER = _rate(2e-6)
 # Stable Diffusion XL: times U{20..980} of its 1000 steps; one step is called at t = 399, four at 999, 749, 499 and 249
 _SDXL = DMDOptions(
     iterations=4_800, batch=128, student=_rate(5e-7), critic=_rate(5e-7), discriminator=_rate(5e-7), critic_steps=5,
-    guidance=8.0, sigmas=(1.1606,), begin="unit", score_low=0.138, score_high=13.04, score_law="uniform", critic_law="process",
+    guidance=8.0, sigmas=(1.1606,), begin="unit", score_low=0.13799, score_high=13.0431, score_law="uniform", critic_law="process",
     critic_weight="eps", gan_weight=5e-3, gan_critic_weight=1e-2, gan_on="critic",
 )  # fmt: skip
 PRESETS = {

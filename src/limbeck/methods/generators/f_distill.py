@@ -19,9 +19,9 @@ With p_t and q_t the laws of teacher and student noised to t, r = p_t / q_t and 
     neyman    (1 - r)^2 / r                     2/r         least of all; not in the paper
 
 The ratio, the score difference and (by default) the generator's adversarial term are taken at the same (x_t, t). The bins of
-(3) have equal width in the uniform number that the law of t is made from: sigma^(1/7) between score_low and score_high, or
-the process's time where score_law is uniform. Equal widths there hold equally many samples. Sums for (3) and (4) are over the
-whole batch, micro-batches and ranks. rkl skips (2) to (4).
+(3) have equal width in the uniform number that the law of t is made from, and so hold equally many samples: in sigma^(1/7)
+between score_low and score_high, in the process's time where score_law is uniform. Sums for (3) and (4) are over the whole
+batch, micro-batches and ranks. rkl skips (2) to (4).
 
 Differs from the paper / from its authors' code: the code's bins have equal width in t; h of sh keeps its 1/4 and that of
 neyman its 2, which (4) removes. A logit that is not finite stops the run. One iteration here is one student update and
@@ -29,28 +29,21 @@ neyman its 2, which (4) removes. A logit that is not finite stops the run. One i
 pass of the watched network of their own. The second phase of ImageNet (rate 5e-7) is a second run.
 """
 
-import copy
-import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
-
-import torch
-from torch import Tensor
 
 from limbeck.errors import LimbeckError
 from limbeck.methods.generators.generator import Ingredients
-from limbeck.methods.generators.ratio import RatioBins
-from limbeck.methods.generators.score import ScoreDistillation, ScoreOptions
-from limbeck.rules import DistributionMatching, Pull, Sample, density_ratio, divergence
-from limbeck.training import Batch, EmaOptions, OptimizerOptions, Total
-
-WANTED = 16  # samples in a bin, for its average to be about all of them and not about each
+from limbeck.methods.generators.ratio import RatioWeighted
+from limbeck.methods.generators.score import ScoreOptions
+from limbeck.rules import DistributionMatching
+from limbeck.training import EmaOptions, OptimizerOptions
 
 
 @dataclass(frozen=True)
 class FDistillOptions(ScoreOptions):
-    """Options of f-distill: those of all score methods, the divergence and the bins. The defaults work on the digits."""
+    """Options of f-distill: those of all score methods, the divergence and the bins. The defaults are DMD's on the
+    digits, with a discriminator; they were not tried there."""
 
     gan_weight: float = 1e-3
     gan_time: Literal["own", "shared"] = "shared"
@@ -82,24 +75,24 @@ PRESETS = {
     ),
     "paper-sd15": FDistillOptions(
         iterations=6_000, batch=1024, critic_steps=9, gan_weight=1e-3, gan_r1=1.0, guidance=1.75,
-        ema=EmaOptions("constant", 0.9996), sigmas=(14.6,), begin="unit", score_low=0.138, score_high=13.04,
+        ema=EmaOptions("constant", 0.9996), sigmas=(14.6146,), begin="unit", score_low=0.13799, score_high=13.0431,
         score_law="uniform", critic_weight="eps", **_paper(1e-5),
     ),
 }  # fmt: skip
 """Unverified: what the paper's own text says of bins and averages (these are its authors' code's), and the critic's law."""
 
 
-class FDistill(ScoreDistillation):
-    """See the module. (5) and (6) are those of score distillation. ``given``: a student, critic or producer of one's
-    own. Raises LimbeckError without images, without the adversarial
-    term, for a guided critic and an unknown divergence; warns where the batch is too small for the bins."""
+class FDistill(RatioWeighted):
+    """See the module. (5) and (6) are those of score distillation. ``given``: a student, critic or producer of one's own.
+
+    Raises LimbeckError without images, without the adversarial term, for a guided critic and an unknown divergence; warns where
+    the batch is too small for the bins.
+    """
 
     def __init__(self, parts: Ingredients, options: FDistillOptions = PRESETS["recommended"], **given: Any):
-        self.divergence = divergence(options.divergence)
-        self.ratios: RatioBins | None = None
         if options.divergence != "rkl":
-            self.ratios = RatioBins(options.ratio_bins, options.ratio_ema)
             _check(parts, options)
+        self.weigh_by(options.divergence, options.ratio_bins, options.ratio_ema, options.batch)  # (1) to (4)
         random = options.guidance_high is not None and options.guidance_random != "teacher"
         if (options.critic_guidance, options.critic_training_guidance) != (1, 1) or random:
             raise LimbeckError(
@@ -112,55 +105,6 @@ class FDistill(ScoreDistillation):
             parts.teacher, self.critic, guidance=options.guidance, normaliser=options.normaliser
         )  # (5)
 
-    def weighed(self, rule: Any, batch: Batch, sample: Sample, t: Tensor, eps: Tensor) -> Any:
-        """The rule with h(r) as its ratio weight: one total for (3), one for (4)."""
-        if self.ratios is None:
-            return rule
-        with torch.no_grad():
-            r, u = self.ratio(batch, sample, t, eps), self.place(t)
-        sums = yield Total(self.ratios.sums(r, u))
-        h = self.divergence.h(self.ratios.normalise(r, u, sums))  # (1) of (3)
-        total, count = yield Total(torch.stack([h.sum(), torch.full_like(h[0], len(h))]))
-        h = h / (total / count + 1e-6)  # (4)
-        weighing = copy.copy(rule)
-        weighing.ratio_weight = lambda x_t, t, cond: h
-        logs = {"ratio": sums[0].sum() / sums[1].sum(), "weight_rms": h.square().mean().sqrt()}
-
-        def logged(sample: Sample, t: Tensor, eps: Tensor, step: int = 0) -> Pull:
-            pull = weighing(sample, t, eps, step)
-            return replace(pull, logs={**pull.logs, **logs})
-
-        return logged
-
-    def ratio(self, batch: Batch, sample: Sample, t: Tensor, eps: Tensor) -> Tensor:
-        """(2) at the point x_t of the score difference, (B,). Raises LimbeckError for logits that are not finite."""
-        assert self.adversary is not None
-        logits = self.adversary.logits(self.process.diffuse(sample.x.detach(), eps, t, sample.level), t, sample.cond)
-        if not bool(torch.isfinite(logits).all()):
-            raise LimbeckError(
-                f"the discriminator's logits are not finite at step {batch.step}: there is no density ratio; lower its "
-                "learning rate, clip its gradient, or train in float32"
-            )
-        return density_ratio(logits)  # (2)
-
-    def place(self, t: Tensor) -> Tensor:
-        """Where times (B,) lie in the law of score times: the u in [0, 1] that it makes t from, whole samples alike."""
-        ends = self.score_times(torch.tensor([0.0, 1.0], dtype=torch.float64, device=t.device))
-        rho = self.rho
-        low, high = ends if rho is None else self.process.sigma(ends) ** (1 / rho)
-        return ((t if rho is None else self.process.sigma(t) ** (1 / rho)) - low) / (high - low)
-
-    def finish(self, step: int) -> None:
-        if self.ratios is not None:
-            self.ratios.finish()
-
-    def state(self) -> dict[str, Tensor]:
-        return {} if self.ratios is None else self.ratios.state()
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        if self.ratios is not None:
-            self.ratios.load_state(state)
-
 
 def _check(parts: Ingredients, o: FDistillOptions) -> None:
     if not parts.images:
@@ -170,14 +114,6 @@ def _check(parts: Ingredients, o: FDistillOptions) -> None:
     if o.gan_weight <= 0:
         raise LimbeckError(
             f"gan_weight={o.gan_weight:g}: the ratio needs the discriminator; set gan_weight > 0, or divergence to 'rkl'"
-        )
-    expected = o.batch / o.ratio_bins  # the law of places is uniform
-    if o.ratio_ema < 0.9 and expected < WANTED:
-        warnings.warn(
-            f"a batch of {o.batch} puts {expected:.2g} samples into each of {o.ratio_bins} time bins: with "
-            f"ratio_ema={o.ratio_ema:g} a ratio that is alone in its bin is divided by itself, and the divergence makes no "
-            f"difference; use batches of at least {WANTED * o.ratio_bins}, fewer ratio_bins, or ratio_ema of 0.9",
-            stacklevel=3,
         )
 
 

@@ -22,7 +22,7 @@ def sampled_levels(parts: Ingredients, sigmas: tuple[float, ...], trained: tuple
     if parts.start is None or not (own or sigmas):
         raise LimbeckError(
             f"{method} trains a student that samples in few steps already, and was given none: name its run with `limbeck "
-            f"distill {method} --start RUN`, or give start= (and sigmas=, the noise levels of its steps) from Python"
+            f"distill {method} --from-run RUN`, or give from_run= (and sigmas=, the noise levels of its steps) from Python"
         )
     sigmas = sigmas or own or ()
     for name, given, allowed in (("sampler's", sigmas, own or sigmas), ("trained", trained, sigmas)):

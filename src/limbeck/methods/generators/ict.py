@@ -84,7 +84,7 @@ class ICTOptions:
     """The times of the second and later steps of a sample, decreasing."""
     dropout: float | None = None
     """Dropout of the student's network (None: as the network has it)."""
-    data_range: tuple[float, float] | None = None
+    declared_range: tuple[float, float] | None = None
     """Where the data are declared to lie (None: anywhere)."""
 
     def __post_init__(self):
@@ -127,7 +127,7 @@ _OLD: dict[str, Any] = {"target": "ema", "distance": "l2", "law": "uniform", "we
 _CT = ICTOptions(**_OLD, s1=16)
 _PAPER = ICTOptions(
     iterations=400_000, batch=1024, student=_radam(1e-4), ema=EmaOptions("constant", 0.99993),
-    s0=10, s1=1280, dropout=0.3, data_range=(-1.0, 1.0),
+    s0=10, s1=1280, dropout=0.3, declared_range=(-1.0, 1.0),
 )  # fmt: skip
 _PAPER_CT = replace(
     _PAPER, **_OLD, iterations=800_000, batch=512, student=_radam(4e-4), ema=EmaOptions("constant", 0.9999), s1=150, dropout=0.0
@@ -148,11 +148,11 @@ PRESETS = {
     ),
     "paper-ect-cifar10": replace(
         _ECT, iterations=400_000, batch=128, student=_radam(1e-4), ema=EmaOptions("constant", 0.9999), dropout=0.2,
-        double=25_000, data_range=(-1.0, 1.0),
+        double=25_000, declared_range=(-1.0, 1.0),
     ),
     "paper-ect-imagenet64": replace(
         _ECT, iterations=100_000, batch=128, student=OptimizerOptions(lr=1e-3, betas=(0.9, 0.999)),
-        ema=EmaOptions("constant", 0.9999), double=25_000, q=4.0, weight="snr", later=(1.526,), data_range=(-1.0, 1.0),
+        ema=EmaOptions("constant", 0.9999), double=25_000, q=4.0, weight="snr", later=(1.526,), declared_range=(-1.0, 1.0),
     ),
 }  # fmt: skip
 
@@ -163,7 +163,7 @@ class ICT(Generator):
     def __init__(self, parts: Ingredients, options: ICTOptions = PRESETS["recommended"]):
         if not parts.images:
             raise LimbeckError("consistency training learns from images; give data, or use sid or dmd, which need none")
-        _check_range(parts.example, options.data_range)
+        _check_range(parts.example, options.declared_range)
         measured = float(parts.example.double().std())
         if not 0.5 < measured / parts.sigma_data < 2:
             warnings.warn(f"sigma_data={parts.sigma_data:g}, but the data's standard deviation is {measured:.3g}", stacklevel=2)
@@ -237,7 +237,7 @@ def _check_range(x: Tensor, declared: tuple[float, float] | None) -> None:
     if low < declared[0] - 1e-3 or high > declared[1] + 1e-3:
         raise LimbeckError(
             f"the data reach from {low:.4g} to {high:.4g}, but are declared to lie in [{declared[0]:g}, {declared[1]:g}]; "
-            "scale them, or set data_range (null for latents)"
+            "scale them, or set declared_range (null for latents)"
         )
 
 

@@ -18,9 +18,9 @@ made of experts gives G_k the expert that serves its phase, and F_k one critic f
 The student is :class:`limbeck.samplers.Experts`, samples with deterministic steps, and takes no guidance.
 
 Differs from the paper: (3) weighs squared errors of x0, times the weight of ``critic_weight`` ("velocity": the paper's). A frozen
-expert is its average (``freeze``), as it is sampled; start of G_k: the teacher, or ``start="previous"``. From its code: the diversity
-loss, real samples for the critic and the third critic of the last phase are left out. Presets ``paper-`` and ``code-`` were not
-run here; guidance and weight decay are the code's.
+expert is its average (``freeze``), as it is sampled. G_k starts from the teacher, or from G_{k-1} (``start``). From its code: the
+diversity loss, real samples for the critic and the third critic of the last phase are left out. Presets ``paper-`` and ``code-``
+were not run here; guidance and weight decay are the code's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,22 +46,21 @@ from limbeck.training import Batch, OptimizerOptions, Step
 class PhasedDMDOptions(ScoreOptions):
     """Options of Phased DMD: those of all score methods, and the phases. The defaults are what works on the digits."""
 
-    iterations: int = 1600
-    student: OptimizerOptions = OptimizerOptions(lr=1e-3, warmup=20, decay="cosine", clip=1.0, restarts=2)
-    critic: OptimizerOptions = OptimizerOptions(lr=2e-3, warmup=20, decay="cosine", clip=1.0, restarts=2)
+    iterations: int = 1000
     sigmas: tuple[float, ...] = (5.0, 1.6, 0.5, 0.17)
     renoise: Literal["fresh", "fixed", "ode"] = "ode"
     anchor: Literal["x", "x0"] = "x0"
-    critic_damping: float = 1.0
-    damping_by: Literal["variance", "share"] = "share"
     boundaries: tuple[float, ...] = (0.5,)
     """sigma of t_1 > t_2 > ... above 0, each one of ``sigmas`` but the first; one phase more than there are of them."""
     order: Literal["sequential", "joint"] = "sequential"
-    """The phases in equal parts of the run, one after the other; or in turns, one an iteration."""
+    """The phases in equal parts of the run, one after the other, each with a warm-up and decay of its own; or in turns, one an
+    iteration."""
     nested: bool = True
     """Compare at times in (t_k, T), or (false) only within the phase."""
     margin: float = 0.0
     """Least distance of these times from t_k, in the process's own time."""
+    per_sample: bool = False
+    """The step of the phase that is trained is drawn for each sample, so that the critic always sees the law of all; or for all."""
     time_shift: float = 1.0
     """Flow shift after which times that are drawn uniformly (score_law uniform) are taken."""
     start: Literal["teacher", "previous"] = "teacher"
@@ -77,7 +76,7 @@ _WAN = OptimizerOptions(4e-7, "adamw", (0.0, 0.999))
 _PAPER = PhasedDMDOptions(
     iterations=4000, batch=64, student=replace(_WAN, lr=5e-5), critic=_WAN, student_rank=64, adapter_alpha=8.0, critic_steps=5,
     sigmas=(_INF, 15.0, 5.0, 5 / 3), boundaries=(5.0,), guidance=4.0, score_low=1e-3, score_high=1e4, score_law="uniform",
-    time_shift=5.0, critic_weight="velocity", critic_damping=10.0, damping_by="variance", anchor="x", normaliser="kl",
+    time_shift=5.0, critic_weight="velocity", anchor="x", normaliser="kl",
 )  # fmt: skip
 PRESETS = {
     "recommended": PhasedDMDOptions(),
@@ -158,11 +157,12 @@ class PhasedDMD(ScoreDistillation):
         process: Process = begin.process
         times = process.time_of(torch.tensor(o.sigmas, dtype=torch.float64)).tolist()
         rollout = Rollout(process, times, o.renoise, start=o.begin)
-        self.phases = Phases(rollout, ends_of(o), o.iterations, o.order, o.nested, o.margin)  # (6)
+        self.phases = Phases(rollout, ends_of(o), o.iterations, o.order, o.nested, o.margin, o.per_sample)  # (6)
         cuts = self.phases.boundaries
         experts = [trained_copy(serving(begin, low, high), o.student_rank, o.adapter_alpha) for high, low in pairwise(cuts)]
         critics = [critic_above(begin, low, o.critic_rank, o.adapter_alpha) for low in cuts[1:]]
-        self.phased = o
+        if o.order == "sequential":
+            o = replace(o, student=replace(o.student, restarts=len(critics)), critic=replace(o.critic, restarts=len(critics)))
         super().__init__(
             parts, o, student=student_experts(cuts, experts), critic=PhaseCritics(critics), producer=self.phases
         )  # the critics' targets (2) and weights (3)
@@ -178,23 +178,10 @@ class PhasedDMD(ScoreDistillation):
 
     def times_between(self, u: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """Times of the phase: uniform before the time shift, or in Karras' spacing."""
-        return between(self.process, u, low, high, self.rho, self.phased.time_shift)
+        return between(self.process, u, low, high, self.rho, self.options.time_shift)
 
-    @torch.no_grad()
     def finish(self, step: int) -> None:
-        """Where a phase ends for good, its expert is frozen, and may be what the next one starts from."""
-        k = self.phases.phase(step)
-        if self.phases.order == "joint" or self.phases.phase(step + 1) == k or step + 1 >= self.phases.iterations:
-            return
-        role, index = self.roles["student"], len(self.phases.ends) - 1 - k  # experts are counted from the least noisy
-        names = [n for n, p in self.student.get_submodule(f"expert_{index}").named_parameters() if p.requires_grad]
-        done = _member(self.student, index, names)
-        if self.phased.freeze == "average" and role.ema is not None:
-            torch._foreach_copy_(done, _member(role.ema, index, names))
-        if self.phased.start == "previous":
-            for module in (self.student, role.ema):
-                if module is not None:
-                    torch._foreach_copy_(_member(module, index - 1, names), done)
+        end_phase(self, self.phases, step)
 
     def state(self) -> dict[str, Tensor]:
         """The phase whose critic is active."""
@@ -204,7 +191,24 @@ class PhasedDMD(ScoreDistillation):
         self.critic.active = int(state["phase"])
 
 
-def ends_of(o: PhasedDMDOptions) -> tuple[int, ...]:
+@torch.no_grad()
+def end_phase(method: ScoreDistillation, phases: Phases, step: int) -> None:
+    """Where a phase ends for good after a step, its expert is frozen, and may be what the next one starts from."""
+    k, o = phases.phase(step), method.options
+    if phases.order == "joint" or phases.phase(step + 1) == k or step + 1 >= phases.iterations:
+        return
+    role, index = method.roles["student"], len(phases.ends) - 1 - k  # experts are counted from the least noisy
+    names = [n for n, p in method.student.get_submodule(f"expert_{index}").named_parameters() if p.requires_grad]
+    done = _member(method.student, index, names)
+    if o.freeze == "average" and role.ema is not None:
+        torch._foreach_copy_(done, _member(role.ema, index, names))
+    if o.start == "previous":
+        for module in (method.student, role.ema):
+            if module is not None:
+                torch._foreach_copy_(_member(module, index - 1, names), done)
+
+
+def ends_of(o: Any) -> tuple[int, ...]:
     """The number of steps after which each phase ends. Raises LimbeckError for a boundary that no step starts at."""
     if any(b >= a for a, b in pairwise(o.boundaries)):
         raise LimbeckError(f"boundaries must decrease strictly, not {o.boundaries}; sort them or remove what repeats")
@@ -224,4 +228,14 @@ def _member(experts: nn.Module, index: int, names: Sequence[str]) -> list[Tensor
 
 
 METHOD, OPTIONS = PhasedDMD, PhasedDMDOptions
-__all__ = ["PRESETS", "PhaseCritics", "PhasedDMD", "PhasedDMDOptions", "critic_above", "ends_of", "serving", "student_experts"]
+__all__ = [
+    "PRESETS",
+    "PhaseCritics",
+    "PhasedDMD",
+    "PhasedDMDOptions",
+    "critic_above",
+    "end_phase",
+    "ends_of",
+    "serving",
+    "student_experts",
+]

@@ -137,8 +137,9 @@ class Segments:
 class Phases:
     """The steps of one phase of a trajectory, jumped to the phase's end (Phased DMD, arXiv 2510.27684).
 
-    Phase k has the steps ``ends[k-1]`` .. ``ends[k] - 1`` of the deterministic ``rollout``. Of these one is drawn per call; the
-    earlier ones run without gradient, and from its output one step goes to the noise level t_k at which the next phase begins.
+    Phase k has the steps ``ends[k-1]`` .. ``ends[k] - 1`` of the deterministic ``rollout``. Of these one is drawn, for each sample
+    (``per_sample``) or for all; the earlier ones run without gradient, and from its output one step goes to the noise level t_k at
+    which the next phase begins.
     There the sample is compared at times in (t_k, T) (``nested``) or (t_k, t_{k-1}), ``margin`` above t_k in the process's time.
 
     ``order``: the phases follow one another in equal parts of ``iterations``, or take turns.
@@ -150,6 +151,7 @@ class Phases:
     order: Literal["sequential", "joint"] = "sequential"
     nested: bool = True
     margin: float = 0.0
+    per_sample: bool = False
 
     def __post_init__(self) -> None:
         process, times = self.rollout.process, torch.tensor(self.rollout.times, dtype=torch.float64)
@@ -186,8 +188,9 @@ class Phases:
         return edges[1:], edges[1:] + self.margin, torch.full_like(edges[1:], process.t_max) if self.nested else edges[:-1]
 
     def __call__(self, method: Any, batch: Batch, call: int) -> Sample:
-        k = self.phase(batch.step)
-        step = batch.noise.shared_randint("step", (0, *self.ends)[k], self.ends[k], call=call)
+        k, noise = self.phase(batch.step), batch.noise
+        draw = noise.randint if self.per_sample else noise.shared_randint
+        step: Any = draw("step", (0, *self.ends)[k], self.ends[k], call=call)
         path = self.rollout(method.student, method.normal(batch, "z"), batch.cond, grad_step=step)
         level, low, high = (edge[k].to(path.x.device).expand(batch.size) for edge in self.windows(method.process))
         if k == len(self.ends) - 1:

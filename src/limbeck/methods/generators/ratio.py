@@ -1,11 +1,20 @@
 """A learned density ratio made usable: E_q[r] = 1 in every bin of noise levels (f-distill, arXiv 2502.15681)."""
 
+import copy
+import warnings
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from limbeck.errors import LimbeckError
+from limbeck.methods.generators.score import ScoreDistillation
+from limbeck.rules import Divergence, Pull, Sample, density_ratio, divergence
+from limbeck.training import Batch, Total
+
+WANTED = 16  # samples in a bin, for its average to be about all of them and not about each
 
 
 class RatioBins:
@@ -48,3 +57,71 @@ class RatioBins:
 
     def _bin(self, u: Tensor) -> Tensor:
         return (u * self.bins).long().clamp(0, self.bins - 1)
+
+
+class RatioWeighted(ScoreDistillation):
+    """Score distillation whose pull is weighed by h(r) of an f-divergence, r learned by the discriminator (none chosen: h = 1)."""
+
+    divergence: Divergence
+    ratios: RatioBins | None = None
+
+    def weigh_by(self, name: str, bins: int, ema: float, batch: int) -> None:
+        """Choose the divergence of that name; rkl weighs nothing. Raises LimbeckError for unknown names; warns where a batch is
+        too small for the bins."""
+        self.divergence = divergence(name)
+        self.ratios = None if name == "rkl" else RatioBins(bins, ema)
+        expected = batch / bins  # the law of places is uniform
+        if self.ratios is not None and ema < 0.9 and expected < WANTED:
+            warnings.warn(
+                f"a batch of {batch} puts {expected:.2g} samples into each of {bins} time bins: with ratio_ema={ema:g} a ratio "
+                "that is alone in its bin is divided by itself, and the divergence makes no difference; use batches of at least "
+                f"{WANTED * bins}, fewer ratio_bins, or ratio_ema of 0.9",
+                stacklevel=3,
+            )
+
+    def weighed(self, rule: Any, batch: Batch, sample: Sample, t: Tensor, eps: Tensor) -> Any:
+        """The rule with h(r) as its ratio weight: one total for the bins, one for the scale of h."""
+        if self.ratios is None:
+            return rule
+        with torch.no_grad():
+            r, u = self.ratio(batch, sample, t, eps), self.place(t)
+        sums = yield Total(self.ratios.sums(r, u))
+        h = self.divergence.h(self.ratios.normalise(r, u, sums))  # with E_q[r] = 1 in every bin
+        total, count = yield Total(torch.stack([h.sum(), torch.full_like(h[0], len(h))]))
+        h = h / (total / count + 1e-6)  # one scale for the whole batch
+        weighing = copy.copy(rule)
+        weighing.ratio_weight = lambda x_t, t, cond: h
+        logs = {"ratio": sums[0].sum() / sums[1].sum(), "weight_rms": h.square().mean().sqrt()}
+
+        def logged(sample: Sample, t: Tensor, eps: Tensor, step: int = 0) -> Pull:
+            pull = weighing(sample, t, eps, step)
+            return replace(pull, logs={**pull.logs, **logs})
+
+        return logged
+
+    def ratio(self, batch: Batch, sample: Sample, t: Tensor, eps: Tensor) -> Tensor:
+        """r = exp(l) at the point x_t of the score difference, (B,). Raises LimbeckError for logits that are not finite."""
+        assert self.adversary is not None
+        logits = self.adversary.logits(self.process.diffuse(sample.x.detach(), eps, t, sample.level), t, sample.cond)
+        if not bool(torch.isfinite(logits).all()):
+            raise LimbeckError(
+                f"the discriminator's logits are not finite at step {batch.step}: there is no density ratio; lower its "
+                "learning rate, clip its gradient, or train in float32"
+            )
+        return density_ratio(logits)
+
+    def place(self, t: Tensor) -> Tensor:
+        """Where times (B,) lie in the law of score times: the u in [0, 1] that it makes t from, to 1/4096."""
+        grid = self.score_times(torch.linspace(0, 1, 4097, dtype=torch.float64, device=t.device))
+        return torch.searchsorted(grid, t.contiguous()).clamp(max=4096).double() / 4096
+
+    def finish(self, step: int) -> None:
+        if self.ratios is not None:
+            self.ratios.finish()
+
+    def state(self) -> dict[str, Tensor]:
+        return {} if self.ratios is None else self.ratios.state()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        if self.ratios is not None:
+            self.ratios.load_state(state)

@@ -12,14 +12,17 @@ p_G(x|c_f) = p_T(x|c_s) and p_G(x|c) = p_T(x|c) for all others. One iteration is
 
 (4) c_s: a label or prompt of its own for each c_f; or, drawn per sample, any safe label, or the safe label that a judge finds
 most likely in the critic's answer
+(5) D_w = D(null) + w (D(c) - D(null)): guidance of teacher, critic and critic in training; null may be a condition to lead
+away from (a negative prompt), in each of the three
 
 ``rule="sim"`` takes the pull of score implicit matching in place of (1). Two stages: give ``start`` (or student and critic)
 a generator that was distilled without forgetting.
 
 Differs from the paper / from its code: losses are means over elements, theirs sums, so that their gradient clipped by value
 at 1 is here one clipped at 1 / (elements of a sample). Labels of the data that are not in R are replaced by labels of R, and
-random overrides are uniform (their code favours the last class). Both terms are one backward pass over the student: graphs
-through teacher and critic are gone before. Guidance w is 1 + their cond_scale.
+random overrides are uniform (their code favours the last class). A sample that is not finite stops the run and is not masked.
+Both terms are one backward pass over the student: graphs through teacher and critic are gone before. Guidance w is 1 + the
+cond_scale of their small models.
 """
 
 import warnings
@@ -29,8 +32,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from limbeck.denoisers import check_denoiser
-from limbeck.errors import LimbeckError
+from limbeck.denoisers import ClassifierFree, Cond, Negated, check_denoiser
+from limbeck.errors import LimbeckError, unknown
 from limbeck.methods.generators.forgetting import Forgetting, Logits, labels_to_forget
 from limbeck.methods.generators.generator import Ingredients, first_rows
 from limbeck.methods.generators.levels import level_laws
@@ -38,6 +41,8 @@ from limbeck.methods.generators.score import ScoreDistillation, ScoreOptions
 from limbeck.rules import Sample, ScoreIdentity, ScoreImplicit
 from limbeck.tasks import imported
 from limbeck.training import Batch, EmaOptions, OptimizerOptions, Step, Update
+
+NEGATIVE = ("teacher", "critic", "critic_training")
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,10 @@ class SFDOptions(ScoreOptions):
     """lam_r' and lam_f', of the critic's."""
     critic_told: Literal["forbidden", "safe"] = "forbidden"
     """The condition under which the critic knows the forbidden samples (their code: sg_w_override)."""
+    negative_label: int | None = None
+    """The label that guidance leads away from in place of the null condition."""
+    negative_of: tuple[str, ...] = ("teacher",)
+    """In which of teacher, critic (inside the student's loss) and critic_training (their code: use_neg)."""
     forget_warmup: float = 0.0
     """Share of the iterations in which the forget terms see noise levels uniform in time over [forget_low, forget_high]."""
     forget_low: float = 0.02
@@ -80,6 +89,11 @@ class SFDOptions(ScoreOptions):
         weights = (self.remain_weight, self.forget_weight, self.critic_remain_weight, self.critic_forget_weight)
         if min(weights) < 0 or not 0 <= self.forget_warmup <= 1:
             raise LimbeckError(f"the weights {weights} of SFD and forget_warmup={self.forget_warmup:g} cannot be negative")
+        if max(weights[:2]) == 0 or max(weights[2:]) == 0:
+            raise LimbeckError(f"of the weights {weights} of SFD, one of the student's two and of the critic's must be above 0")
+        for name in self.negative_of:
+            if name not in NEGATIVE:
+                raise unknown("place of the negative condition", name, NEGATIVE)
 
 
 _DDPM = OptimizerOptions(lr=1e-5, betas=(0.0, 0.999), clip_value=1 / 3072)
@@ -96,14 +110,15 @@ PRESETS = {
     "paper-sd15": SFDOptions(
         iterations=12_500, batch=8, student=_SD, critic=OptimizerOptions(lr=3e-6, betas=(0.0, 0.999), clip_value=1 / 16384),
         ema=EmaOptions("constant", 0.0), alpha=1.0, forget_weight=1.0, score_law="uniform", critic_law="score",
-        score_low=0.052, score_high=30.263, critic_weight="eps", sigmas=(2.519,),
+        score_low=0.13799, score_high=12.9664, critic_weight="eps", sigmas=(2.5017,),
         guidance=4.5, critic_guidance=4.5, critic_training_guidance=4.5, critic_drop=0.1,
     ),
 }  # fmt: skip
 
 
 class SFD(ScoreDistillation):
-    """See the module. ``forgetting``: in place of the options' labels, e.g. prompts; ``judge``: the judged overrides' classifier.
+    """See the module. ``forgetting``: in place of the options' labels, e.g. prompts; ``judge``: the judged overrides' classifier;
+    ``negative``: the condition, of one sample, that guidance leads away from.
 
     Raises LimbeckError for a teacher that takes no condition, and for judged overrides without a judge.
     """
@@ -117,6 +132,7 @@ class SFD(ScoreDistillation):
         *,
         forgetting: Forgetting | None = None,
         judge: Logits | None = None,
+        negative: Cond | None = None,
         student: nn.Module | None = None,
         critic: nn.Module | None = None,
     ):
@@ -136,11 +152,13 @@ class SFD(ScoreDistillation):
         if self.forgetting.judged and self.judge is None:
             raise LimbeckError("judged and sampled overrides need a classifier; give judge, images -> logits, as MODULE:NAME")
         self.draws = (2 if acts else 1) * (options.critic_steps + 1)
+        scores = _negated(options, negative, (parts.teacher, self.critic, self.critic))  # (5)
+        of_teacher, of_critic, self.trained_critic = scores
         guidance: Any = {"guidance": options.guidance, "critic_guidance": options.critic_guidance, "weight": options.weight}
         if options.rule == "sid":
-            self.rule = ScoreIdentity(parts.teacher, self.critic, alpha=options.alpha, **guidance)  # (1)
+            self.rule = ScoreIdentity(of_teacher, of_critic, alpha=options.alpha, **guidance)  # (1)
         else:
-            self.rule = ScoreImplicit(parts.teacher, self.critic, distance=options.distance, c=options.c, **guidance)
+            self.rule = ScoreImplicit(of_teacher, of_critic, distance=options.distance, c=options.c, **guidance)
         o = options
         self.forget_times = level_laws(self.process, "uniform", "score", o.forget_low, o.forget_high, 0.0, 1.0)[0]
 
@@ -186,6 +204,10 @@ class SFD(ScoreDistillation):
         goal = self.forgetting.goal(batch, rows, logits)
         return replace(sample, goal=goal, cond=goal if self.told_safe else sample.cond)
 
+    def critic_in_training(self) -> Any:
+        k1 = self.options.critic_training_guidance
+        return self.critic if k1 == 1 else ClassifierFree(self.trained_critic, k1)
+
     def score_time(self, batch: Batch, sample: Sample) -> Tensor:
         return self._wide("score time", batch, sample) if self._warming(batch, sample) else super().score_time(batch, sample)
 
@@ -205,6 +227,17 @@ def _classes(parts: Ingredients) -> int:
         raise LimbeckError(f"the conditions {sorted(parts.cond or {})} are no labels; give SFD a Forgetting of their rows")
     null = (parts.teacher.null or {}).get("label")
     return int(parts.cond["label"].max()) + 1 if null is None else int(null)  # type: ignore[index]
+
+
+def _negated(o: SFDOptions, negative: Cond | None, roles: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    if negative is None and o.negative_label is None:
+        return roles
+    null = {"label": torch.tensor(o.negative_label)} if negative is None else negative
+    scales = (o.guidance, o.critic_guidance, o.critic_training_guidance)
+    if not any(w != 1 and name in o.negative_of for w, name in zip(scales, NEGATIVE, strict=True)):
+        raise LimbeckError(f"a negative condition acts through guidance, but the scales of {o.negative_of} are 1")
+    made = [Negated(of, null) if name in o.negative_of else of for name, of in zip(NEGATIVE, roles, strict=True)]
+    return made[0], made[1], made[2]
 
 
 def _asking(batch: Batch, cond: Any) -> Batch:

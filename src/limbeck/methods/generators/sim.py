@@ -58,10 +58,10 @@ PRESETS = {
         iterations=2_000_000, batch=256, student=_PAPER, critic=_PAPER, ema=EmaOptions("half_life", 1953.0, ramp=0.05),
         score_law="critic", critic_mean=-1.2, critic_std=1.2,
     ),
-    # batch, rates and length are unverified; the teacher is asked at the 1,000 levels of its table
+    # batch, rates and length are unverified; the teacher is asked at the 1,000 levels of its table, the student at number 440
     "paper-pixart": SIMOptions(
         iterations=20_000, batch=256, student=_PAPER, critic=_PAPER, guidance=4.5, score_law="uniform", critic_law="score",
-        score_low=0.03, score_high=14.0, critic_weight="eps",
+        score_low=0.03, score_high=14.0, critic_weight="eps", sigmas=(2.5023,),
     ),
 }  # fmt: skip
 

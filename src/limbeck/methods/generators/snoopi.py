@@ -112,8 +112,9 @@ class SNOOPI(SwiftBrush):
         o, rule = self.options, copy.copy(self.rule)
         assert isinstance(rule, DistributionMatching)
         if o.kappa_of != "neither":
+            low, high = o.kappa
             u = batch.noise.uniform("kappa") if o.kappa_per == "sample" else batch.noise.shared_uniform("kappa")
-            kappa = o.kappa[0] + (o.kappa[1] - o.kappa[0]) * u  # (1)
+            kappa = low if low == high else low + (high - low) * u  # (1); a fixed 1 asks for no null condition
             if o.kappa_of in ("both", "teacher"):
                 rule.guidance = kappa
             if o.kappa_of in ("both", "critic"):

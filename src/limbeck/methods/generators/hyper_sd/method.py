@@ -67,7 +67,7 @@ class HyperSD(Staged):
         t, t_n, t_e = self.path(u), self.path(u_n), self.path(u_e)
         x_t = self.process.add_noise(x0, self.perturbed(batch), t)
         teacher, w = self.teacher, self._guidance(batch)
-        if o.teacher == "previous_stage" and stage.index > 0:
+        if o.solver == "previous_stage" and stage.index > 0:
             teacher, w = self.ends[min(stage.index, len(o.segments) - 1) - 1], 1.0
         with torch.no_grad():
             x_n = ddim_step(self.process, x_t, guided(teacher, x_t, t, cond, w), t, t_n)  # (5)
@@ -153,7 +153,7 @@ class HyperSD(Staged):
             with torch.no_grad():
                 goal = ddim(better, first, self.path(trailing(o.mse_steps, self.first)), batch.cond)
             loss = loss + o.mse_weight * squared(x, goal).mean()  # (10)
-        if self.feedback.rewards:
+        if o.rewards_stay:
             term, shown = self.feedback.aesthetic(x, batch.cond)
             loss, logs = loss + o.reward_weight * term, {**logs, **shown}
         yield from self.anchored(batch, stage, loss, logs)

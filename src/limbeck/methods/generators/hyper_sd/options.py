@@ -26,7 +26,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class HyperSDOptions:
-    """Options of Hyper-SD. The defaults are what works on the digits. Positions lie in [0, 1]: 0 clean, 1 noise."""
+    """Options of Hyper-SD. The defaults are meant for the digits. Positions lie in [0, 1]: 0 clean, 1 noise."""
 
     iterations: int = 2000
     batch: int = 128
@@ -52,7 +52,7 @@ class HyperSDOptions:
     sigma_high: float = 80.0
     target: Literal["uniform", "border"] = "uniform"
     """u_e of (3): anywhere below the teacher's jump, or the border."""
-    teacher: Literal["base", "previous_stage"] = "base"
+    solver: Literal["base", "previous_stage"] = "base"
     """Whose ODE is followed: the teacher's, or from the second stage on that of the stage before."""
     guidance_low: float = 1.0
     guidance_high: float = 1.0
@@ -83,7 +83,7 @@ class HyperSDOptions:
     hinges: tuple[float, ...] = ()
     """alpha_d, beyond which a reward pulls no more: one per reward."""
     reward_weight: float = 1.0
-    """Weight of the reward terms; they act in the reward stage and in the score stage after it."""
+    """Weight of the reward terms; they act in the reward stage, and in the score stage unless that comes before it."""
     reward_low: float = 1.0
     reward_high: float = 1.0
     """Positions between which the rewarded prediction is made, in ``reward_steps`` calls from noise."""
@@ -95,7 +95,7 @@ class HyperSDOptions:
     structure_to: float = 0.25
     structure_steps: int = 3
     """The image is noised to ``from`` and denoised in ``steps`` calls, the last one at ``to``."""
-    start: float = 1.0
+    first: float = 1.0
     """Position at which the one-step generator of the score stage starts."""
     begin: Literal["noise", "unit"] = "noise"
     """The first input: s(t) z, or z itself (models that begin with N(0, I) where s < 1)."""
@@ -149,7 +149,7 @@ class HyperSDOptions:
             )
         if not 0 <= self.guidance_low <= self.guidance_high:
             raise LimbeckError(f"guidance is U[{self.guidance_low:g}, {self.guidance_high:g}]; give 0 <= low <= high")
-        for low, high in ((self.reward_low, self.reward_high), (self.score_low, self.score_high), (0.0, self.start)):
+        for low, high in ((self.reward_low, self.reward_high), (self.score_low, self.score_high), (0.0, self.first)):
             if not 0 <= low <= high <= 1 or high == 0:
                 raise LimbeckError(f"positions lie in [0, 1], 0 clean and 1 noise, not [{low:g}, {high:g}]")
         if self.reward_steps > 1 and self.reward_high >= 1:
@@ -182,6 +182,11 @@ class HyperSDOptions:
         return next((stage for stage in self.stages if step < stage.end), self.stages[-1])
 
     @property
+    def rewards_stay(self) -> bool:
+        """Do rewards act in the stage of score distillation?"""
+        return "reward" not in self.then[self.then.index("score") :] if self.rewards and "score" in self.then else False
+
+    @property
     def sampling_steps(self) -> int:
         """Steps of the finished student's sampler."""
         return self.steps or self.segments[-1]
@@ -195,10 +200,10 @@ _SD15 = HyperSDOptions(
 )  # fmt: skip
 _SDXL = replace(_SD15, guidance_low=5.0, guidance_high=8.0)
 PRESETS = {
-    "recommended": HyperSDOptions(),
+    "recommended": HyperSDOptions(lengths=(1, 1, 1, 1, 4)),
     "border": HyperSDOptions(target="border", then=()),
     "paper-sd15": _SD15,
-    "paper-sdxl": replace(_SDXL, start=0.8),
+    "paper-sdxl": replace(_SDXL, first=0.8),
     "paper-sdxl-unified": replace(_SDXL, anchor=1.0, eta=1.0),
     "paper-sdxl-guided": replace(
         _SDXL,

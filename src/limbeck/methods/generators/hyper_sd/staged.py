@@ -28,7 +28,7 @@ class Staged(Generator):
         o = self.options = options
         student = trained_copy(parts.begin, o.rank, o.alpha, o.adapt)
         self.path = positions(o.schedule, student.process, o.sigma_low, o.sigma_high)
-        self.first = o.start if "score" in o.then else 1.0
+        self.first = o.first if "score" in o.then else 1.0
         times = self.path(trailing(o.sampling_steps, self.first))
         super().__init__(parts, (), student, times=times, renoise="ode", begin=o.begin)
         anew = tuple(s.start for s in o.stages[1:]) if o.reset_optimizer else ()

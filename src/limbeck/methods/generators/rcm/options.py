@@ -22,7 +22,7 @@ SAMPLING = {  # t_2, t_3, ... of the student's steps
 class RCMOptions:
     """Options of rCM. The defaults are what works on the digits. Noise levels are tan t = sigma / sigma_data."""
 
-    iterations: int = 2000
+    iterations: int = 1000
     batch: int = 128
     student: OptimizerOptions = OptimizerOptions(lr=1e-3, kind="adamw", betas=(0.0, 0.999), warmup=20, decay="cosine")
     critic: OptimizerOptions = OptimizerOptions(lr=2e-3, kind="adamw", betas=(0.0, 0.999), warmup=20, decay="cosine")
@@ -30,8 +30,8 @@ class RCMOptions:
     """Power function average of relative length 0.05; critic iterations count too."""
     scm_weight: float = 1.0
     """Weight of the consistency term; 0 leaves distribution matching, which needs no data."""
-    dmd_weight: float = 0.01
-    """lambda; 0 leaves sCM, without a critic."""
+    dmd_weight: float = 1.0
+    """lambda; 0 leaves sCM, without a critic. Its pull grows with the root of the numbers in a sample, see the module."""
     warmup: int = 0
     """H: iterations of consistency alone, in which the derivative's share r grows to 1."""
     warmup_form: Literal["rcm", "scm"] = "rcm"
@@ -48,14 +48,14 @@ class RCMOptions:
     """F_T: the teacher's velocity, or the sample's own cos t e - sin t x_0 (sCT: training without a teacher)."""
     guidance: float = 1.0
     """w of the teacher, in both terms."""
-    cycle: int = 5
+    cycle: int = 2
     """F_q: iterations per student update once the warm-up is over; the others are the critic's."""
     phase: Literal["paper", "code"] = "paper"
     """Student where i mod F_q = 0, or (i - H) mod F_q = 0."""
     rollout_steps: int = 4
     """N_max: samples are made in N ~ U{1, ..., N_max} steps."""
-    rollout_start: float | None = None
-    """Noise level at which they start (None: t = pi/2, no signal)."""
+    rollout_start: float | None = 20.0
+    """Noise level at which they start (None: t = pi/2, no signal, as the paper has it)."""
     scm_mean: float = -0.8
     scm_std: float = 1.6
     """p_G: ln tan t ~ N(scm_mean, scm_std^2)."""
@@ -69,8 +69,8 @@ class RCMOptions:
     steps: int = 4
     """Steps of the student's sampler: the first of t_1 = atan(sigma_max), t_2, ..."""
     sampling: Literal["paper", "released", "eight"] = "paper"
-    sigma_max: float = 80.0
-    """A larger one: better samples, less diversity."""
+    sigma_max: float = 20.0
+    """The first noise level. A larger one: better samples, less diversity; p_G must still reach it."""
     dcm_points: int = 48
     dcm_shift: float = 5.0
     """The grid of "dcm": shifted times of a rectified flow."""
@@ -129,15 +129,16 @@ def _adam(lr: float) -> OptimizerOptions:
 
 
 _COSMOS = RCMOptions(
-    iterations=80_000, batch=1024, student=_adam(1e-6), critic=_adam(2e-7), guidance=4.5, ema=EmaOptions("power", 16.97)
-)
+    iterations=80_000, batch=1024, student=_adam(1e-6), critic=_adam(2e-7), guidance=4.5,
+    ema=EmaOptions("power", 16.97), dmd_weight=0.01, cycle=5, rollout_start=None, sigma_max=80.0,
+)  # fmt: skip
 _WAN = replace(
     _COSMOS, iterations=10_000, batch=256, student=_adam(2e-6), critic=_adam(4e-7), guidance=5.0, warmup=1000,
     frames=21, dmd_law="flow", sigma_max=1600.0,
 )  # fmt: skip
 PRESETS = {
     "recommended": RCMOptions(),
-    "scm": RCMOptions(dmd_weight=0.0, iterations=1000),
+    "scm": RCMOptions(dmd_weight=0.0, iterations=500),
     "paper-cosmos-0.6b": _COSMOS,
     "paper-cosmos-2b": replace(_COSMOS, iterations=30_000, batch=512),
     "paper-cosmos-14b": replace(_COSMOS, iterations=25_000, batch=256, sigma_max=800.0),

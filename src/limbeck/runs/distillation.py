@@ -1,0 +1,248 @@
+"""Distil a task with a method, judge teacher and student, and write it all down."""
+
+import json
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from limbeck.denoisers import save_student
+from limbeck.errors import LimbeckError
+from limbeck.methods import Entry, find, preset_of
+from limbeck.methods.generators.generator import Generator, make_method
+from limbeck.networks import merged
+from limbeck.runs.config import RunConfig, check_place, jsonable, read_config
+from limbeck.runs.folder import begin, last_checkpoint, open_folder
+from limbeck.tasks import OWN_OPTIONS, TASKS, Task, build_task, own_task, preferred_options, recorded
+from limbeck.training import Loop, LoopOptions, set_precision
+from limbeck.training.options import merged_options, options_from_dict, options_to_dict
+from limbeck.version import __version__
+
+EVALUATIONS = 6  # evaluations of the student along a run, the last one at its end
+PICTURED = 10  # columns of the sample grids
+
+
+@dataclass
+class Run:
+    """A finished (or resumable) run: its folder, the student as a denoiser, and its summary."""
+
+    path: Path
+    config: RunConfig
+    method: Generator
+    summary: dict[str, Any]
+
+    @property
+    def student(self) -> Any:
+        """The student's averaged weights as a denoiser; ``run.sampler()`` draws from it."""
+        return self.method.roles["student"].best
+
+    def sampler(self) -> Callable[..., Tensor]:
+        """(z standard normal (B, ...), cond, fresh noise of step i) -> x: the student as a generator."""
+        return self.method.sampler()
+
+
+def prepare(config: RunConfig, task: Task) -> tuple[Generator, Any]:
+    """The method of a configuration on a task, and its options."""
+    cls, options_class, _ = distilling(config.method).load()
+    options = options_from_dict(options_class, config.options, f"options of {config.method}")
+    if config.from_run is not None:
+        task = started(task, config.from_run)
+    method = make_method(cls, options, task, config.seed)
+    if config.precision != "float32":
+        set_precision(method.roles, getattr(torch, config.precision))
+    return method, options
+
+
+def started(task: Task, folder: Path | str) -> Task:
+    """The task with the student of another run as what students and critics start as. Raises LimbeckError if it does not fit."""
+    before, other = open_run(folder, quiet=True)
+    if other.shape != task.shape:
+        raise LimbeckError(f"the student of {folder} makes samples {other.shape}, but the task {task.name} has {task.shape}")
+    return replace(task, start=before.student, start_sigmas=before.method.sigmas)
+
+
+def distilling(name: str) -> Entry:
+    """The entry of a method that distils. Raises LimbeckError for unknown names and for samplers."""
+    entry = find(name)
+    if not entry.module:
+        raise LimbeckError(f"{entry.id} is a sampler and distils nothing; see `limbeck reproduce {entry.id}`")
+    return entry
+
+
+def distill(
+    teacher: Any = None,
+    method: str = "dmd",
+    data: Any = None,
+    *,
+    task: str | Task | None = None,
+    task_options: Mapping[str, Any] | None = None,
+    options: Any = None,
+    preset: str | None = None,
+    out: Path | str | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str = "float32",
+    iterations: int | None = None,
+    micro_batches: int = 1,
+    checkpoint_every: int = 300,
+    from_run: "Run | Path | str | None" = None,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    tensorboard: bool = False,
+    quiet: bool = False,
+    command: str | None = None,
+    **more: Any,
+) -> Run:
+    """Distil a teacher into a few-step student. The main job, from Python.
+
+    ``teacher``: a denoiser (see limbeck.denoisers) or your own network, with ``data`` (images (N, C, H, W) in [-1, 1], or a
+    folder of pictures); what else there is to say of them (``labels=``, ``prediction=``, ``process=``, ...) are the keywords
+    of :func:`limbeck.tasks.own_task`. None: a ``task`` by name ("digits", the default, or "photos"). ``method``: see
+    `limbeck methods`; ``options``: its options dataclass, or a mapping of those that differ from the ``preset``; further
+    keywords are options too (``alpha=1.0``). ``from_run``: a run, whose student is what this one begins with. ``precision``:
+    bfloat16 runs the networks under autocast, losses in ``dtype``. ``out``: the run's folder (None: a new one under runs/).
+    Returns a :class:`Run`.
+    Raises LimbeckError for what it cannot use.
+    """
+    entry = distilling(method)
+    check_place(device, dtype)
+    task_options = dict(task_options or {})
+    if teacher is not None or data is not None:
+        own = {**task_options, **{name: more.pop(name) for name in OWN_OPTIONS if name in more}}
+        task = own_task(teacher, data, device=device, dtype=dtype, quiet=quiet, **own)
+        task_options = recorded(teacher, data, own)
+    name = task.name if isinstance(task, Task) else (task or "digits")
+    if isinstance(options, Mapping) or options is None:
+        _, _, presets = entry.load()
+        suited = preferred_options(name).get(entry.id, {}) if preset is None and name in TASKS else {}
+        options = merged_options(preset_of(method, presets, preset), {**suited, **(options or {}), **more})
+    if iterations is not None:
+        options = replace(options, iterations=iterations)
+    config = RunConfig(
+        entry.id,
+        name,
+        jsonable(task_options),
+        options_to_dict(options),
+        seed,
+        device,
+        dtype,
+        micro_batches,
+        checkpoint_every,
+        None if from_run is None else str(from_run.path if isinstance(from_run, Run) else from_run),
+        precision,
+    )
+    folder = open_folder(out, config, overwrite, resume)
+    built = task if isinstance(task, Task) else build_task(name, task_options, device=device, dtype=dtype, quiet=quiet)
+    return run(config, built, folder, overwrite, resume, quiet=quiet, tensorboard=tensorboard, command=command)
+
+
+def run(
+    config: RunConfig,
+    task: Task,
+    folder: Path,
+    overwrite: bool = False,
+    resume: bool = False,
+    *,
+    quiet: bool = False,
+    command: str | None = None,
+    tensorboard: bool = False,
+) -> Run:
+    """Train (or go on training) in a folder that :func:`open_folder` allowed, judge teacher and student, write it all down."""
+    method, options = prepare(config, task)
+    begin(folder, config, overwrite, resume)
+    nfe = len(method.times)
+    loop = Loop(
+        method,
+        task.source,
+        LoopOptions(
+            options.iterations,
+            options.batch,
+            config.micro_batches,
+            config.seed,
+            config.checkpoint_every,
+            evaluate_every=max(-(-options.iterations // EVALUATIONS), 1),
+        ),
+        folder=folder,
+        device=config.device,
+        evaluate=lambda step: _kept(task.evaluator(method.sampler(), nfe)),
+        best="frechet",
+        tensorboard=tensorboard,
+        meta={"method": config.method},
+        quiet=quiet,
+    )
+    if (folder / "checkpoints").is_dir():
+        checkpoint = last_checkpoint(folder)
+        if checkpoint.meta.get("method") != config.method:
+            raise LimbeckError(f"{folder} holds a run of {checkpoint.meta.get('method')!r}, not of {config.method!r}")
+        loop.restore(checkpoint)
+        print(f"resumed {folder} at step {loop.step} of {options.iterations}", file=sys.stderr)
+    loop.train()
+    summary = summarise(config, task, method, loop, command)
+    done = Run(folder, config, method, summary)
+    write_down(done, task)
+    return done
+
+
+def summarise(config: RunConfig, task: Task, method: Generator, loop: Loop, command: str | None) -> dict[str, Any]:
+    """The figures of teacher and student, as they go to summary.json."""
+    entry, nfe = find(config.method), len(method.times)
+    nodes = (nfe + 1) // 2  # Heun with n nodes costs 2 n - 1 calls
+    return {
+        "method": entry.id,
+        "title": entry.title,
+        "arxiv": entry.arxiv,
+        "task": config.task,
+        "seed": config.seed,
+        "teacher": task.judged_teacher(task.teacher_nodes),
+        "teacher_at_student_nfe": task.judged_teacher(nodes),
+        "student": task.evaluator(method.sampler(), nfe),
+        "noise_floor": task.evaluator.noise_floor(),
+        "seconds": round(loop.seconds, 2),
+        "iterations": loop.step,
+        "teacher_seconds": task.facts.get("seconds"),
+        "teacher_origin": task.facts.get("origin"),
+        "history": loop.history,
+        "messages": loop.messages,
+        "versions": {"limbeck": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "command": command or f"limbeck distill {entry.id} --task {config.task} --seed {config.seed}",
+    }
+
+
+def write_down(done: Run, task: Task) -> None:
+    """Samples, student, summary and report."""
+    from limbeck.report import save_grid, write_report
+
+    samplers: dict[str, Callable[..., Tensor]] = {
+        "teacher": task.teacher_sampler(task.teacher_nodes),
+        "teacher_at_student_nfe": task.teacher_sampler((len(done.method.times) + 1) // 2),
+        "student": done.sampler(),
+    }
+    pictures = {"real": task.pictures(PICTURED), **{n: task.pictures(PICTURED, s) for n, s in samplers.items()}}
+    (done.path / "samples").mkdir(exist_ok=True)
+    for name, images in pictures.items():
+        save_grid(done.path / "samples" / f"{name}.png", images, PICTURED)
+    info = {"method": done.config.method, "task": done.config.task, "times": done.method.times.tolist()}
+    save_student(done.path / "student", merged(done.student), info)
+    (done.path / "summary.json").write_text(json.dumps(jsonable(done.summary), indent=2) + "\n")
+    write_report(done.path)
+
+
+def open_run(folder: Path | str, quiet: bool = False) -> tuple[Run, Task]:
+    """A run with its student as of the last good checkpoint, and its task."""
+    config = read_config(folder)
+    task = build_task(config.task, config.task_options, device=config.device, dtype=config.dtype, quiet=quiet)
+    method, options = prepare(config, task)
+    loop = Loop(method, task.source, LoopOptions(options.iterations, options.batch, seed=config.seed), quiet=True)
+    loop.restore(last_checkpoint(Path(folder)))
+    file = Path(folder) / "summary.json"
+    return Run(Path(folder), config, method, json.loads(file.read_text()) if file.is_file() else {}), task
+
+
+def _kept(figures: Mapping[str, float]) -> dict[str, float]:
+    return {name: figures[name] for name in ("frechet", "accuracy") if figures[name] == figures[name]}
