@@ -30,6 +30,8 @@ GOOD = {
     "none wanted": 0.67,
     "none frechet": 5.2,
     "itself wanted": 0.43,
+    "itself removed": 0.74,
+    "prompts accuracy": 0.89,
     "nasa 1 kept": 0.76,
 }
 for name, values in (("removed", dict.fromkeys(STRENGTHS, REMOVED)), ("frechet", DISTANCES), ("wanted", WANTED)):
@@ -44,7 +46,7 @@ def lost(**changes):
 def test_good_figures_hold():
     assert not lost()
     reported = [c.statement.partition(":")[0] for c in judge([GOOD]) if not c.gated and not c.holds]
-    assert len(reported) == 5 and "random in the teacher alone / in both, Frechet distance" in reported
+    assert len(reported) == 4 and "random in the teacher alone / in both, Frechet distance" in reported
 
 
 @pytest.mark.parametrize(
@@ -52,12 +54,11 @@ def test_good_figures_hold():
     [
         ("random frechet", 4.2, "random scale / the worst fixed one"),
         ("random frechet", 3.4, "random scale / the best fixed one"),
-        ("prompts frechet", 4.0, "one-step student asked in words"),
-        ("nasa 0.5 removed", 0.8, "removed by NASA, alpha 0.5"),
-        ("nasa 1 removed", 0.9, "removed by NASA, alpha 1"),
-        ("nasa 0.5 wanted", 0.68, "NASA, alpha 0.5 - none"),
-        ("output 0.5 frechet", 4.0, "guidance of the outputs / NASA"),
-        ("itself wanted", 0.6, "control: NASA against the positive prompt"),
+        ("prompts accuracy", 0.8, "one-step student asked in words: prompts"),
+        ("nasa 0.5 removed", 0.77, "removed by NASA, alpha 0.5"),
+        ("nasa 1 removed", 0.88, "removed by NASA, alpha 1"),
+        ("itself wanted", 0.7, "control: NASA against the positive prompt"),
+        ("itself removed", 0.86, "control: removed by NASA, alpha 0.5 - by NASA against another"),
     ],
 )
 def test_every_gate_can_fail(figure, value, statement):

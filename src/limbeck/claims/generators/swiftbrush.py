@@ -102,5 +102,9 @@ def judge(runs: Sequence[Figures]) -> list[Check]:
     ]
 
 
-CALIBRATION = ""
+CALIBRATION = (
+    "4 seeds, one teacher (70 CPU s; one call of it at the last time gives 2.53, far better than its garbage in larger models). "
+    "VSD, 800 iterations: Frechet distance 1.76 +- 0.16, still falling, over that call's 0.695 +- 0.063; accuracy 0.989 +- 0.001; "
+    "variance within the classes 0.784 +- 0.015 (the teacher's: 0.812). SDS: 11.94 +- 0.02 and 0.106. 47 CPU s per seed."
+)
 CLAIM = Claim("swiftbrush", "2312.05239", measure, judge, eps_task, CALIBRATION)
