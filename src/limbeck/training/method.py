@@ -37,6 +37,10 @@ class OptimizerOptions:
     """Iterations before which the optimizer forgets its state, and warm-up and decay begin anew."""
 
     def __post_init__(self):
+        if self.restarts > 1 and self.anew:
+            raise LimbeckError(
+                f"restarts={self.restarts} and anew={self.anew} both say when the schedule begins again; give one"
+            )
         if self.restarts < 1:
             raise LimbeckError(f"restarts={self.restarts}: warm-up and decay run at least once")
         if self.lr < 0 or self.warmup < 0 or (self.clip is not None and self.clip <= 0):

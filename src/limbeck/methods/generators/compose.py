@@ -15,7 +15,6 @@ has, and the named systems for their presets.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -23,8 +22,8 @@ from torch import Tensor
 
 from limbeck.denoisers import check_denoiser
 from limbeck.errors import LimbeckError, unknown
-from limbeck.methods.generators.generator import Ingredients, first_rows, trained_copy
-from limbeck.methods.generators.phased_dmd import PhaseCritics, critic_above, end_phase, ends_of, serving, student_experts
+from limbeck.methods.generators.generator import Ingredients, first_rows
+from limbeck.methods.generators.phased_dmd import end_phase, ends_of, experts_and_critics
 from limbeck.methods.generators.producers import Phases, Producer, Segments, check_windows, uniform_steps, whole_chain
 from limbeck.methods.generators.ratio import RatioWeighted
 from limbeck.methods.generators.score import ScoreOptions
@@ -218,14 +217,6 @@ def rule_of(o: ComposeOptions, teacher: Any, critic: Any) -> ScoreRule:
     if o.rule == "sim":
         return ScoreImplicit(teacher, critic, distance=o.distance, weight=o.weight or "none", **scales)
     return DistributionMatching(teacher, critic, normaliser="vsd" if o.rule == "vsd" else o.normaliser, **scales)
-
-
-def experts_and_critics(parts: Ingredients, o: ComposeOptions, phases: Phases) -> dict[str, Any]:
-    """An expert and a critic for every phase, as student and critic."""
-    cuts, begin = phases.boundaries, parts.begin
-    experts = [trained_copy(serving(begin, low, high), o.student_rank, o.adapter_alpha) for high, low in pairwise(cuts)]
-    critics = [critic_above(begin, low, o.critic_rank, o.adapter_alpha) for low in cuts[1:]]
-    return {"student": student_experts(cuts, experts), "critic": PhaseCritics(critics)}
 
 
 METHOD, OPTIONS = Compose, ComposeOptions

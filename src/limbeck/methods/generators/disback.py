@@ -44,8 +44,9 @@ from limbeck.methods.generators.backtracking import (
     trained_weights,
 )
 from limbeck.methods.generators.generator import Generator, Ingredients
-from limbeck.methods.generators.score import ScoreDistillation, ScoreOptions
-from limbeck.training import Batch, EmaOptions, OptimizerOptions, Role, Step, Total, Update
+from limbeck.methods.generators.options import ScoreOptions, dmd2_rate
+from limbeck.methods.generators.score import ScoreDistillation
+from limbeck.training import Batch, EmaOptions, Role, Step, Total, Update
 from limbeck.training.options import options_from_dict
 
 
@@ -93,7 +94,7 @@ class DisBackOptions(ScoreOptions):
             raise LimbeckError(f"nodes={self.nodes} must lie in 1..{self.degrade // self.every}, the copies that are recorded")
 
 
-_RATE = OptimizerOptions(lr=5e-7, kind="adamw", betas=(0.9, 0.999), weight_decay=0.01, warmup=500, clip=10.0)
+_RATE = dmd2_rate(5e-7)
 PRESETS = {
     "recommended": DisBackOptions(),
     "paper-sdxl": DisBackOptions(

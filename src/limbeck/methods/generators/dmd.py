@@ -22,9 +22,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from limbeck.methods.generators.generator import Ingredients
-from limbeck.methods.generators.score import ScoreDistillation, ScoreOptions
+from limbeck.methods.generators.options import ScoreOptions, dmd2_rate
+from limbeck.methods.generators.score import ScoreDistillation
 from limbeck.rules import DistributionMatching
-from limbeck.training import EmaOptions, OptimizerOptions
+from limbeck.training import EmaOptions
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,10 @@ class DMDOptions(ScoreOptions):
     """n of (1): mean_abs, dmd1 (a times that), none, eps, vsd (see limbeck.rules)."""
 
 
-def _rate(lr: float) -> OptimizerOptions:
-    return OptimizerOptions(lr=lr, kind="adamw", betas=(0.9, 0.999), weight_decay=0.01, warmup=500, clip=10.0)
-
-
-_PAPER = _rate(2e-6)
+_PAPER = dmd2_rate(2e-6)
 # Stable Diffusion XL: times U{20..980} of its 1000 steps; one step is called at t = 399, four at 999, 749, 499 and 249
 _SDXL = DMDOptions(
-    iterations=4_800, batch=128, student=_rate(5e-7), critic=_rate(5e-7), discriminator=_rate(5e-7), critic_steps=5,
+    iterations=4_800, batch=128, student=dmd2_rate(5e-7), critic=dmd2_rate(5e-7), discriminator=dmd2_rate(5e-7), critic_steps=5,
     guidance=8.0, sigmas=(1.1606,), begin="unit", score_low=0.13799, score_high=13.0431, score_law="uniform", critic_law="process",
     critic_weight="eps", gan_weight=5e-3, gan_critic_weight=1e-2, gan_on="critic",
 )  # fmt: skip

@@ -34,10 +34,10 @@ from typing import Any, Literal
 
 from limbeck.errors import LimbeckError
 from limbeck.methods.generators.generator import Ingredients
+from limbeck.methods.generators.options import ScoreOptions, dmd2_rate
 from limbeck.methods.generators.ratio import RatioWeighted
-from limbeck.methods.generators.score import ScoreOptions
 from limbeck.rules import DistributionMatching
-from limbeck.training import EmaOptions, OptimizerOptions
+from limbeck.training import EmaOptions
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class FDistillOptions(ScoreOptions):
 
 
 def _paper(lr: float) -> dict[str, Any]:
-    rate = OptimizerOptions(lr=lr, kind="adamw", betas=(0.9, 0.999), weight_decay=0.01, warmup=500, clip=10.0)
+    rate = dmd2_rate(lr)
     return {"student": rate, "critic": rate, "discriminator": rate, "ratio_ema": 0.0, "critic_law": "process"}
 
 

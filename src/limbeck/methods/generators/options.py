@@ -7,6 +7,11 @@ from limbeck.errors import LimbeckError
 from limbeck.training import EmaOptions, OptimizerOptions
 
 
+def dmd2_rate(lr: float) -> OptimizerOptions:
+    """How DMD2 and what builds on it train every network, at a learning rate."""
+    return OptimizerOptions(lr=lr, kind="adamw", betas=(0.9, 0.999), weight_decay=0.01, warmup=500, clip=10.0)
+
+
 @dataclass(frozen=True)
 class ScoreOptions:
     """What all score methods take. The defaults are what works on the digits."""

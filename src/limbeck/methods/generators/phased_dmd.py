@@ -139,6 +139,14 @@ def critic_above(teacher: Any, low: float, rank: int, alpha: float | None) -> An
     return Experts([(a, b, trained_copy(e, rank, alpha)) for a, b, e in teacher.experts if b > low])
 
 
+def experts_and_critics(parts: Ingredients, o: Any, phases: Phases) -> dict[str, Any]:
+    """An expert and a critic for every phase, as the student and the critic of a score distillation."""
+    cuts, begin = phases.boundaries, parts.begin
+    experts = [trained_copy(serving(begin, low, high), o.student_rank, o.adapter_alpha) for high, low in pairwise(cuts)]
+    critics = [critic_above(begin, low, o.critic_rank, o.adapter_alpha) for low in cuts[1:]]
+    return {"student": student_experts(cuts, experts), "critic": PhaseCritics(critics)}
+
+
 class PhasedDMD(ScoreDistillation):
     """See the module. A checkpoint holds the phase, all experts and all critics.
 
@@ -158,14 +166,8 @@ class PhasedDMD(ScoreDistillation):
         times = process.time_of(torch.tensor(o.sigmas, dtype=torch.float64)).tolist()
         rollout = Rollout(process, times, o.renoise, start=o.begin)
         self.phases = Phases(rollout, ends_of(o), o.iterations, o.order, o.nested, o.margin, o.per_sample)  # (6)
-        cuts = self.phases.boundaries
-        experts = [trained_copy(serving(begin, low, high), o.student_rank, o.adapter_alpha) for high, low in pairwise(cuts)]
-        critics = [critic_above(begin, low, o.critic_rank, o.adapter_alpha) for low in cuts[1:]]
-        if o.order == "sequential":
-            o = replace(o, student=replace(o.student, restarts=len(critics)), critic=replace(o.critic, restarts=len(critics)))
-        super().__init__(
-            parts, o, student=student_experts(cuts, experts), critic=PhaseCritics(critics), producer=self.phases
-        )  # the critics' targets (2) and weights (3)
+        super().__init__(parts, o, producer=self.phases, **experts_and_critics(parts, o, self.phases))
+        # the critics' targets (2) and weights (3)
         _, low, high = self.phases.windows(self.process)
         check_windows("phase", low, high, *self.edges)
         self.rule = DistributionMatching(  # at the points (1): (4), (5)
@@ -236,6 +238,7 @@ __all__ = [
     "critic_above",
     "end_phase",
     "ends_of",
+    "experts_and_critics",
     "serving",
     "student_experts",
 ]

@@ -37,7 +37,7 @@ from limbeck.methods.generators.generator import Ingredients, trained_copy
 from limbeck.methods.generators.score import ScoreDistillation, ScoreOptions
 from limbeck.noise import DDPM, UniformInteger, ramp
 from limbeck.rules import DistributionMatching, Pull, Sample, ScoreRule, frozen
-from limbeck.tasks import Reward
+from limbeck.tasks import Reward, scored
 from limbeck.training import Batch, EmaOptions, OptimizerOptions, Step
 
 LEAST_SIGNAL, LITTLE_SIGNAL = 1e-3, 0.02
@@ -212,11 +212,7 @@ def reward_gradient(
     """
     x = x.detach().requires_grad_()
     with torch.enable_grad(), frozen(reward):
-        value = reward(x, cond)
-        if value.shape != x.shape[:1]:
-            raise LimbeckError(
-                f"the reward {name!r} gave {tuple(value.shape)} for {len(x)} samples; it must give one number each"
-            )
+        value = scored(reward, name, x, cond)
         loss = (tau - value).clamp(min=0).mean()
         gradient = torch.autograd.grad(loss, x, allow_unused=True)[0] if loss.requires_grad else None
     if gradient is None:
