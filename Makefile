@@ -14,10 +14,10 @@ PIP_INSTALL = $(BIN)/python -m pip --quiet --disable-pip-version-check --no-inpu
 PYTEST = LIMBECK_TYPECHECK=1 $(BIN)/python -m pytest -q -n 2
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-all lint format docs wheel clean
+.PHONY: help demo test test-all test-triton lint format docs wheel clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 demo: .venv/.core ## distil a first model into runs/demo
 	$(BIN)/limbeck distill --out runs/demo --overwrite --fail-above 1.5
@@ -27,6 +27,10 @@ test: .venv/.dev ## run the fast tests, with types and shapes checked at run tim
 
 test-all: .venv/.dev ## run all tests, those that train for minutes included
 	$(PYTEST) $(ARGS)
+
+test-triton: .venv/.dev ## install triton (1 GB) and check its kernel in its CPU interpreter
+	@$(PIP_INSTALL) -c constraints.txt -e '.[triton]'
+	$(PYTEST) tests/networks/test_attention_triton.py
 
 lint: .venv/.dev ## check style, types and the floors
 	$(BIN)/ruff check
