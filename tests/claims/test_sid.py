@@ -9,6 +9,7 @@ GOOD = {
     "student seconds": 40.0, "teacher at 1 NFE frechet": 13.0, "dead critic frechet": 9.9,
     **{f"{name} {figure}": 0.01 for name in ("SiD", "DMD") for figure in ("energy", "weights tv")},
     "start energy": 0.1, **{f"{name} {figure}": 0.95 for name in STRATEGIES for figure in ("spread", "accuracy")},
+    "LSG 1.5 spread": 0.8,
 }  # fmt: skip
 
 
@@ -28,6 +29,8 @@ def test_good_figures_hold():
         ("student seconds", 90.0),
         ("teacher at 1 NFE frechet", 1.0),
         ("dead critic frechet", 1.0),
+        ("LSG 1.5 spread", 0.95),
+        ("Anti-CFG spread", 0.7),
     ],
 )
 def test_every_gate_can_fail(figure, value):

@@ -139,8 +139,9 @@ def judge(runs: Sequence[Figures]) -> list[Check]:
             m["SiD weights tv"] / m["DMD weights tv"], 1.0, gated=False,
         ),
         at_most("spread within a class, LSG 3 / LSG 1.5", m["LSG 3 spread"] / m["LSG 1.5 spread"], 1.0, gated=False),
-        at_most("spread within a class, LSG 1.5 / unguided", m["LSG 1.5 spread"] / m["unguided spread"], 1.0, gated=False),
-        *[at_least(f"spread within a class / data's, {n}", m[f"{n} spread"], 0.9, gated=False) for n in ("Zero-CFG", "Anti-CFG")],
+        at_most("spread within a class, LSG 1.5 / unguided", m["LSG 1.5 spread"] / m["unguided spread"], 0.95),
+        at_least("spread within a class / data's, Anti-CFG", m["Anti-CFG spread"], 0.9),
+        at_least("spread within a class / data's, Zero-CFG", m["Zero-CFG spread"], 0.9, gated=False),
         *[
             at_least(f"accuracy, {n} - unguided", m[f"{n} accuracy"] - m["unguided accuracy"], 0.0, gated=False)
             for n in ("Zero-CFG", "Anti-CFG")
@@ -154,10 +155,10 @@ def prepare() -> None:
 
 
 CALIBRATION = (
-    "Digits, 8 seeds, one teacher: ratio 0.957 (median), mean 0.972 +- 0.062; accuracy 0.977 +- 0.002; about 45 CPU s. Energy "
-    "distance in four steps over the start's, four seeds: 0.33, 1.47, 0.95, 1.32: 400 updates do not show it. The rest, one seed: "
-    "error of the modes' weights, 0.24 at the start, 0.13 for SiD and 0.08 for DMD after 300 updates; spread within a class over "
-    "the data's 0.97 unguided, 0.79 with LSG 1.5, 1.11 with LSG 3 (its critic lags), 0.58 with Zero-CFG, 0.95 with Anti-CFG. "
-    "95 CPU s in all."
+    "Digits, 8 seeds, one teacher: ratio 0.957 (median), mean 0.972 +- 0.062; accuracy 0.977 +- 0.002; about 40 CPU s. The "
+    "rest 3 seeds: energy distance in four steps over the start's 0.33, 1.47, 0.95 (a fourth seed 1.32): 400 updates do not "
+    "show it. Error of the modes' weights, SiD / DMD after 300 updates 1.6, 0.54, 1.6. Spread within a class over the "
+    "data's: 0.97 unguided; LSG 1.5 / unguided 0.81, 0.84, 0.85; LSG 3 widens it (its critic lags); Anti-CFG 0.947 to "
+    "0.957; Zero-CFG 0.51 to 0.58, which is not kept here. 95 CPU s in all."
 )
 CLAIM = Claim("sid", "2404.04057", measure, judge, prepare, CALIBRATION)
