@@ -26,7 +26,12 @@ TEACHER = TeacherOptions(
     optimizer=OptimizerOptions(lr=2e-3, betas=(0.9, 0.99), warmup=100, decay="cosine", clip=1.0),
 )  # fmt: skip
 RATES = {"batch": 32, "student": {"lr": 2e-4}, "critic": {"lr": 4e-4}}  # those of the digits make the U-Net unstable
-PREFERRED: dict[str, dict[str, Any]] = {"dmd": {"iterations": 240, **RATES}, "sid": {"iterations": 350, **RATES}}
+UNMEASURED = ("f-distill", "disback", "sim", "sfd", "swiftbrush", "snoopi", "tdm", "phased-dmd", "compose")
+PREFERRED: dict[str, dict[str, Any]] = {
+    "dmd": {"iterations": 240, **RATES},
+    "sid": {"iterations": 350, **RATES},
+    **{name: RATES for name in UNMEASURED},  # the rates alone, for the same reason
+}
 
 
 def load_crops(count: int = COUNT, size: int = SIZE, seed: int = SEED) -> tuple[Tensor, Tensor]:
