@@ -372,3 +372,10 @@ def test_presets():
     assert (paper.critic_steps, paper.guidance, paper.critic_damping, paper.student_rank) == (5, 4.0, 10.0, 64)
     times = RectifiedFlow().time_of(torch.tensor(PRESETS["paper-qwen-image"].sigmas, dtype=F64))
     assert times.tolist() == pytest.approx([1.0, 0.9, 0.75, 0.5])
+
+
+@pytest.mark.parametrize(("name", "how"), [("phased-dmd", {"boundaries": (0.5,)}), ("compose", {"producer": "phases"})])
+def test_warm_up_and_decay_run_once_per_phase(name, how, tiny):
+    for order, times in (("sequential", 2), ("joint", 1)):
+        roles = tiny.make(name, sigmas=(5.0, 1.6, 0.5, 0.17), order=order, **how).roles
+        assert [roles[role].optimizer.restarts for role in ("student", "critic")] == [times, times]

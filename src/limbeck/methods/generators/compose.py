@@ -23,7 +23,7 @@ from torch import Tensor
 from limbeck.denoisers import check_denoiser
 from limbeck.errors import LimbeckError, unknown
 from limbeck.methods.generators.generator import Ingredients, first_rows
-from limbeck.methods.generators.phased_dmd import end_phase, ends_of, experts_and_critics
+from limbeck.methods.generators.phased_dmd import end_phase, ends_of, experts_and_critics, scheduled_by_phase
 from limbeck.methods.generators.producers import Phases, Producer, Segments, check_windows, uniform_steps, whole_chain
 from limbeck.methods.generators.ratio import RatioWeighted
 from limbeck.methods.generators.score import ScoreOptions
@@ -160,6 +160,7 @@ class Compose(RatioWeighted):
                 raise LimbeckError(f"phases need at least two steps to share; give more sigmas than {o.sigmas}")
             o = o if o.boundaries else replace(o, boundaries=(o.sigmas[len(o.sigmas) // 2],))
             producer = self.phases = Phases(rollout, ends_of(o), o.iterations, o.order, o.nested, o.margin)
+            o = scheduled_by_phase(o, self.phases)
             given = {**given, **experts_and_critics(parts, o, self.phases)}
         super().__init__(parts, o, producer=producer, **given)  # (1), (4), (5)
         if isinstance(producer, (Segments, Phases)):

@@ -147,6 +147,14 @@ def experts_and_critics(parts: Ingredients, o: Any, phases: Phases) -> dict[str,
     return {"student": student_experts(cuts, experts), "critic": PhaseCritics(critics)}
 
 
+def scheduled_by_phase(o: Any, phases: Phases) -> Any:
+    """The options with warm-up and decay once per phase, where the phases follow one another."""
+    if phases.order == "joint":
+        return o
+    M = len(phases.ends)
+    return replace(o, student=replace(o.student, restarts=M), critic=replace(o.critic, restarts=M))
+
+
 class PhasedDMD(ScoreDistillation):
     """See the module. A checkpoint holds the phase, all experts and all critics.
 
@@ -166,6 +174,7 @@ class PhasedDMD(ScoreDistillation):
         times = process.time_of(torch.tensor(o.sigmas, dtype=torch.float64)).tolist()
         rollout = Rollout(process, times, o.renoise, start=o.begin)
         self.phases = Phases(rollout, ends_of(o), o.iterations, o.order, o.nested, o.margin, o.per_sample)  # (6)
+        o = scheduled_by_phase(o, self.phases)
         super().__init__(parts, o, producer=self.phases, **experts_and_critics(parts, o, self.phases))
         # the critics' targets (2) and weights (3)
         _, low, high = self.phases.windows(self.process)
@@ -239,6 +248,7 @@ __all__ = [
     "end_phase",
     "ends_of",
     "experts_and_critics",
+    "scheduled_by_phase",
     "serving",
     "student_experts",
 ]
