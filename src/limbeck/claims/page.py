@@ -9,6 +9,11 @@ def shown(value: float | str) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def cell(text: str) -> str:
+    """Text inside a table."""
+    return text.replace("|", "\\|")
+
+
 def verdict(check: Mapping[str, Any]) -> str:
     """holds or FAILS where gated, else shown or not shown."""
     if check["gated"]:
@@ -31,11 +36,13 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
     for result in results:
         lines += ["", f"## {result['method']} (arXiv {result['arxiv']}), {result['seconds']:.0f} s", ""]
         lines += ["| claim | measured | bound | |", "|---|---|---|---|"]
-        lines += [f"| {c['statement']} | {shown(c['measured'])} | {c['bound']} | {verdict(c)} |" for c in result["claims"]]
+        lines += [
+            f"| {cell(c['statement'])} | {shown(c['measured'])} | {c['bound']} | {verdict(c)} |" for c in result["claims"]
+        ]
         if result["calibration"]:
             lines += ["", f"Calibration: {result['calibration']}"]
     missed = [(r["method"], c) for r in results for c in r["claims"] if not c["gated"] and not c["holds"]]
     if missed:
         lines += ["", "## Not shown at this size", "", "| method | claim | measured | would be shown by |", "|---|---|---|---|"]
-        lines += [f"| {m} | {c['statement']} | {shown(c['measured'])} | {c['bound']} |" for m, c in missed]
+        lines += [f"| {m} | {cell(c['statement'])} | {shown(c['measured'])} | {c['bound']} |" for m, c in missed]
     return "\n".join(lines) + "\n"
