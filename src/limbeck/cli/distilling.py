@@ -62,11 +62,8 @@ class Shared:
     checkpoint_every: int = 300
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 runs the networks under autocast; weights and losses stay in --dtype."""
-    tensorboard: bool = False
-    """Write TensorBoard files beside metrics.jsonl."""
     fail_above: float | None = None
     """Exit with 1 where the student's Frechet distance is more than this many times the teacher's."""
-    quiet: bool = False
 
 
 OWN = (
@@ -106,23 +103,21 @@ def distill(arguments: list[str]) -> int:
         options = options_from_dict(options_class, stored.options, f"options of {entry.id}")
     given = _parse(f"limbeck distill {entry.id}", rest, base, options)
     shared: Shared = given[0]
+    how: runs.Execution = given[2]
     own = {n: getattr(shared, n) for n in OWN if getattr(shared, n) is not None}
     task_options = {n: str(v) if isinstance(v, Path) else v for n, v in own.items()}
     task_name = "own" if own else shared.task
     if stored is None and preset is None:
-        given = (shared, _suited(entry.id, task_name, options, given[1], rest))
+        given = (shared, _suited(entry.id, task_name, options, given[1], rest), how)
     runs.check_place(shared.device, shared.dtype)
     config = runs.RunConfig(
         entry.id, task_name, task_options, options_to_dict(given[1]), shared.seed, shared.device, shared.dtype,
         shared.micro_batches, shared.checkpoint_every, None if shared.from_run is None else str(shared.from_run), shared.precision,
     )  # fmt: skip
     folder = runs.open_folder(shared.resume or shared.out, config, shared.overwrite, shared.resume is not None)
-    task = build_task(config.task, config.task_options, device=config.device, dtype=config.dtype, quiet=shared.quiet)
+    task = build_task(config.task, config.task_options, device=config.device, dtype=config.dtype, quiet=how.quiet)
     command = " ".join(["limbeck", "distill", *arguments])
-    done = runs.run(
-        config, task, folder, shared.overwrite, shared.resume is not None,
-        quiet=shared.quiet, command=command, tensorboard=shared.tensorboard,
-    )  # fmt: skip
+    done = runs.run(config, task, folder, shared.overwrite, shared.resume is not None, how=how, command=command)
     show(done.summary)
     print(f"\nreport: {folder / 'report.html'}")
     ratio = done.summary["student"]["frechet"] / done.summary["teacher"]["frechet"]
@@ -144,9 +139,11 @@ def _suited(method: str, task: str, defaults: Any, given: Any, rest: list[str]) 
     return merged_options(given, {n: v for n, v in preferred.items() if n not in asked})
 
 
-def _parse(program: str, arguments: list[str], shared: Shared, options: Any) -> tuple[Shared, Any]:
-    """The shared and the method's own options from the command line, as flat flags."""
+def _parse(program: str, arguments: list[str], shared: Shared, options: Any) -> tuple[Shared, Any, Any]:
+    """The shared options, the method's own, and how to carry the run out, from the command line as flat flags."""
     import tyro
+
+    from limbeck.runs import Execution
 
     flat = tyro.conf.arg(name="")
     both = make_dataclass(
@@ -154,10 +151,11 @@ def _parse(program: str, arguments: list[str], shared: Shared, options: Any) -> 
         [
             ("shared", Annotated[Shared, flat], make_field(default=shared)),
             ("method", Annotated[type(options), flat], make_field(default=options)),
+            ("how", Annotated[Execution, flat], make_field(default=Execution())),
         ],
     )
     parsed: Any = tyro.cli(both, prog=program, args=arguments)
-    return parsed.shared, parsed.method
+    return parsed.shared, parsed.method, parsed.how
 
 
 def value_of(arguments: list[str], flag: str) -> str | None:

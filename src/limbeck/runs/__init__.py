@@ -3,12 +3,13 @@
 A run's folder: config.yaml, metrics.jsonl, checkpoints/, samples/, student.safetensors + .json, summary.json, report.html.
 """
 
-from limbeck.runs.config import FORMAT, RunConfig, check_place, parse_config, read_config
+from limbeck.runs.config import FORMAT, Execution, RunConfig, check_place, parse_config, read_config
 from limbeck.runs.distillation import Run, distill, distilling, open_run, prepare, run
 from limbeck.runs.folder import begin, fresh_folder, last_checkpoint, open_folder
 
 __all__ = [
     "FORMAT",
+    "Execution",
     "Run",
     "RunConfig",
     "begin",

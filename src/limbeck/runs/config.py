@@ -35,6 +35,15 @@ class RunConfig:
     format: int = FORMAT
 
 
+@dataclass(frozen=True)
+class Execution:
+    """How a run is carried out. None of it changes what is computed, so all of it may differ when a run is resumed."""
+
+    tensorboard: bool = False
+    """Write TensorBoard files beside metrics.jsonl."""
+    quiet: bool = False
+
+
 def read_config(folder: Path | str) -> RunConfig:
     """The configuration of a run. Raises LimbeckError where the folder is no run, half-written, or too new."""
     file = Path(folder) / "config.yaml"

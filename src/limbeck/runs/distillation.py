@@ -4,7 +4,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from limbeck.errors import LimbeckError
 from limbeck.methods import Entry, find, preset_of
 from limbeck.methods.generators.generator import Generator, make_method
 from limbeck.networks import merged
-from limbeck.runs.config import RunConfig, check_place, jsonable, read_config
+from limbeck.runs.config import Execution, RunConfig, check_place, jsonable, read_config
 from limbeck.runs.folder import begin, last_checkpoint, open_folder
 from limbeck.tasks import OWN_OPTIONS, TASKS, Task, build_task, own_task, preferred_options, recorded
 from limbeck.training import Loop, LoopOptions, set_precision
@@ -94,8 +94,6 @@ def distill(
     checkpoint_every: int = 300,
     from_run: "Run | Path | str | None" = None,
     precision: Literal["float32", "bfloat16"] = "float32",
-    tensorboard: bool = False,
-    quiet: bool = False,
     command: str | None = None,
     **more: Any,
 ) -> Run:
@@ -105,17 +103,19 @@ def distill(
     folder of pictures); what else there is to say of them (``labels=``, ``prediction=``, ``process=``, ...) are the keywords
     of :func:`limbeck.tasks.own_task`. None: a ``task`` by name ("digits", the default, or "photos"). ``method``: see
     `limbeck methods`; ``options``: its options dataclass, or a mapping of those that differ from the ``preset``; further
-    keywords are options too (``alpha=1.0``). ``from_run``: a run, whose student is what this one begins with. ``precision``:
-    bfloat16 runs the networks under autocast, losses in ``dtype``. ``out``: the run's folder (None: a new one under runs/).
+    keywords are options too (``alpha=1.0``), or say how to carry the run out (:class:`limbeck.runs.Execution`: ``quiet=True``).
+    ``from_run``: a run, whose student is what this one begins with. ``precision``: bfloat16 runs the networks
+    under autocast, losses in ``dtype``. ``out``: the run's folder (None: a new one under runs/).
     Returns a :class:`Run`.
     Raises LimbeckError for what it cannot use.
     """
     entry = distilling(method)
     check_place(device, dtype)
+    how = Execution(**{f.name: more.pop(f.name) for f in fields(Execution) if f.name in more})
     task_options = dict(task_options or {})
     if teacher is not None or data is not None:
         own = {**task_options, **{name: more.pop(name) for name in OWN_OPTIONS if name in more}}
-        task = own_task(teacher, data, device=device, dtype=dtype, quiet=quiet, **own)
+        task = own_task(teacher, data, device=device, dtype=dtype, quiet=how.quiet, **own)
         task_options = recorded(teacher, data, own)
     name = task.name if isinstance(task, Task) else (task or "digits")
     if isinstance(options, Mapping) or options is None:
@@ -138,8 +138,8 @@ def distill(
         precision,
     )
     folder = open_folder(out, config, overwrite, resume)
-    built = task if isinstance(task, Task) else build_task(name, task_options, device=device, dtype=dtype, quiet=quiet)
-    return run(config, built, folder, overwrite, resume, quiet=quiet, tensorboard=tensorboard, command=command)
+    built = task if isinstance(task, Task) else build_task(name, task_options, device=device, dtype=dtype, quiet=how.quiet)
+    return run(config, built, folder, overwrite, resume, how=how, command=command)
 
 
 def run(
@@ -149,9 +149,8 @@ def run(
     overwrite: bool = False,
     resume: bool = False,
     *,
-    quiet: bool = False,
+    how: Execution = Execution(),  # noqa: B008
     command: str | None = None,
-    tensorboard: bool = False,
 ) -> Run:
     """Train (or go on training) in a folder that :func:`open_folder` allowed, judge teacher and student, write it all down."""
     method, options = prepare(config, task)
@@ -172,9 +171,9 @@ def run(
         device=config.device,
         evaluate=lambda step: _kept(task.evaluator(method.sampler(), nfe)),
         best="frechet",
-        tensorboard=tensorboard,
+        tensorboard=how.tensorboard,
         meta={"method": config.method},
-        quiet=quiet,
+        quiet=how.quiet,
     )
     if (folder / "checkpoints").is_dir():
         checkpoint = last_checkpoint(folder)
