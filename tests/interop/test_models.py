@@ -35,7 +35,8 @@ def doubled(case):
 
 def test_gradients_agree_with_differences_and_reach_the_parameters(case):
     denoiser, x, t, cond = doubled(case)
-    x, w, direction = x.requires_grad_(), *torch.randn(2, *x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    w, direction = torch.randn(2, *x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    x.requires_grad_()
     names, parameters = zip(*denoiser.named_parameters(), strict=True)
     grad, *others = torch.autograd.grad((denoiser(x, t, cond) * w).sum(), (x, *parameters), allow_unused=True)
     h, rtol = 1e-3, 3e-4 if rounds(case.model) else 1e-6
@@ -102,7 +103,7 @@ def test_a_discriminator_finds_its_layers(case):
     denoiser = diffusers_denoiser(case.network, case.scheduler())
     parts = Ingredients(denoiser, case.shape, case.x, case.cond)
     heads = discriminator_on(denoiser, parts, ())
-    x, t = case.x.clone().requires_grad_(), doubled(case)[2]
+    x, t = case.x.clone().requires_grad_(), case.t.double() / 1000 * denoiser.process.t_max
     with FeatureTap(denoiser, list(heads.shapes)) as tap:
         denoiser(x, t, case.cond)
     logits = heads(tap.features)
@@ -189,7 +190,11 @@ def test_a_null_may_depend_on_nothing(tiny):
 
 def test_feature_layers_lie_over_the_depth(tiny):
     assert tiny("dit").network.feature_layers == tuple(f"model.transformer_blocks.{i}" for i in (1, 2, 3))
-    names = ("model.transformer_blocks.1.norm1", "model.single_transformer_blocks.0.norm", "model.single_transformer_blocks.1.norm")
+    names = (
+        "model.transformer_blocks.1.norm1",
+        "model.single_transformer_blocks.0.norm",
+        "model.single_transformer_blocks.1.norm",
+    )
     assert tiny("flux").network.feature_layers == names
     assert tiny("sdxl").network.feature_layers == ("model.mid_block",)
 
@@ -209,10 +214,12 @@ def test_features_of_joint_transformers_tell_of_the_image(tiny, name):
     [
         ("flux", {"guidance": None}, r"needs the conditions .*guidance; missing: guidance .*fixed="),
         ("sd3", {"pooled_projections": None}, "missing: pooled_projections"),
-        ("sd15", {"text": torch.ones(2, 1)}, "takes the conditions encoder_hidden_states, .*; not text"),
+        ("sd15", {"text": torch.ones(2, 1)}, "takes the conditions encoder_hidden_states, encoder_attention_mask; not text"),
         ("ddpm", {"label": torch.ones(2)}, "takes the conditions none; not label"),
         ("dit", {"label": torch.tensor([3])}, "the batch is 2: label has 1"),
         ("sdxl", {"time_ids": None}, "missing: time_ids"),
+        ("sdxl", {"timestep_cond": None}, "missing: timestep_cond"),
+        ("wan", {"encoder_hidden_states_image": torch.ones(2, 1, 8)}, "not encoder_hidden_states_image"),
         ("pixart-alpha", {"resolution": None}, "missing: resolution"),
     ],
 )
@@ -233,7 +240,11 @@ def test_null_and_fixed_conditions_must_be_known(tiny, where):
 @pytest.mark.parametrize(
     ("name", "shape", "said"),
     [
-        ("flux", (2, 4, 7, 8), r"takes x \(B, C, H, W\) with C = 4, H a multiple of 2, W a multiple of 2; this one is \(2, 4, 7, 8\)"),
+        (
+            "flux",
+            (2, 4, 7, 8),
+            r"takes x \(B, C, H, W\) with C = 4, H a multiple of 2, W a multiple of 2; this one is \(2, 4, 7, 8\)",
+        ),
         ("flux", (2, 16, 8, 8), "C = 4, .*this one is"),
         ("qwen", (2, 4, 8, 5), "W a multiple of 2"),
         ("sd15", (2, 3, 8, 8), "C = 4; this one"),
@@ -257,7 +268,9 @@ def test_a_model_that_takes_more_than_it_answers_is_explained(made_unet):
 
 def test_what_is_not_known_says_how_to_write_an_adapter():
     known = ", ".join(CONVENTIONS)
-    with pytest.raises(LimbeckError, match=f"Linear is not known; known are {known}.*forward\\(x, timestep, cond\\).*docs/diffusers.md"):
+    with pytest.raises(
+        LimbeckError, match=f"Linear is not known; known are {known}.*forward\\(x, timestep, cond\\).*docs/diffusers.md"
+    ):
         convention_of(torch.nn.Linear(1, 1))
 
 
