@@ -37,7 +37,11 @@ def clip(projected: bool = False, width: int = 16, length: int = 16):
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
-        **{**TEXT, "hidden_size": width}, max_position_embeddings=length, projection_dim=width, bos_token_id=518, eos_token_id=519
+        **{**TEXT, "hidden_size": width},
+        max_position_embeddings=length,
+        projection_dim=width,
+        bos_token_id=518,
+        eos_token_id=519,
     )
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
 
@@ -68,7 +72,10 @@ def text_unet(width: int = 16, **more):
     from diffusers import UNet2DConditionModel
 
     sizes = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "layers_per_block": 1, "block_out_channels": (8, 16)}
-    blocks = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}
+    blocks = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    }
     heads = {"norm_num_groups": 4, "attention_head_dim": 4, "cross_attention_dim": width}
     return UNet2DConditionModel(**{**sizes, **blocks, **heads, **more}).eval()
 
@@ -101,7 +108,11 @@ def stable_diffusion(folder: Path, **scheduler):
 def sdxl(folder: Path):
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
-    more = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 16 + 6 * 4}
+    more = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 4,
+        "projection_class_embeddings_input_dim": 16 + 6 * 4,
+    }
     tokenizer = clip_tokenizer(folder / "files")
     scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     return StableDiffusionXLPipeline(

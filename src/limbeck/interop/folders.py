@@ -85,7 +85,9 @@ def read_folder(path: Path | str) -> Folder:
     said = read_json(index)
     kind = said.get("_class_name")
     if not isinstance(kind, str):
-        raise LimbeckError(f"{index} names code of its own as its class ({kind!r}), which is not run; use a pipeline of diffusers")
+        raise LimbeckError(
+            f"{index} names code of its own as its class ({kind!r}), which is not run; use a pipeline of diffusers"
+        )
     pairs = {n: v for n, v in said.items() if isinstance(v, list) and len(v) == 2 and not n.startswith("_")}
     components = {n: (str(v[0]), str(v[1])) for n, v in pairs.items() if v[1] is not None}
     return Folder(path, kind, components, {n: v for n, v in said.items() if n not in pairs})

@@ -167,7 +167,9 @@ class Pipeline:
             sides = (config["sample_height"], config["sample_width"])
         height, width = (given or factor * (n or 0) for given, n in zip((self.height, self.width), sides, strict=True))
         if not height or not width:
-            raise LimbeckError(f"the {self.kind} does not say how large its pictures are; give height and width (--height, --width)")
+            raise LimbeckError(
+                f"the {self.kind} does not say how large its pictures are; give height and width (--height, --width)"
+            )
         if height % factor or width % factor:
             raise LimbeckError(f"{height} x {width} pixels: this pipeline makes pictures whose sides are multiples of {factor}")
         return height, width
@@ -184,7 +186,9 @@ class Pipeline:
         frames = self.num_frames or own
         if (frames - 1) % factor:
             near = max(round((frames - 1) / factor), 0) * factor + 1
-            raise LimbeckError(f"num_frames={frames}: this pipeline makes 1, {factor + 1}, {2 * factor + 1}, ... frames; e.g. {near}")
+            raise LimbeckError(
+                f"num_frames={frames}: this pipeline makes 1, {factor + 1}, {2 * factor + 1}, ... frames; e.g. {near}"
+            )
         return int(frames)
 
     @cached_property
@@ -227,8 +231,6 @@ class Pipeline:
 
     def encode_text(self, prompts: Sequence[str], said: Said = SILENT) -> tuple[Cond, Cond]:
         """(conditions of the prompts (N, ...), null condition of one sample), on the CPU; see `encode_prompts`."""
-        from diffusers.utils import logging  # noqa: F401  (diffusers is there, or says how to install it)
-
         pipe = self._text_pipeline()
         try:
             for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
@@ -247,9 +249,14 @@ class Pipeline:
         """The stock pipeline with its tokenizers and text encoders alone."""
         import diffusers
 
-        cls = getattr(diffusers, self.kind)
+        with quiet_libraries():
+            cls = getattr(diffusers, self.kind)
         names = set(inspect.signature(cls.__init__).parameters) - {"self"}
-        parts = {n: self.component(n, self.text_dtype) for n in sorted(names) if n.startswith(("text_encoder", "tokenizer")) and self.has(n)}
+        parts = {
+            n: self.component(n, self.text_dtype)
+            for n in sorted(names)
+            if n.startswith(("text_encoder", "tokenizer")) and self.has(n)
+        }
         needed = {
             n: None
             for n, p in inspect.signature(cls.__init__).parameters.items()
