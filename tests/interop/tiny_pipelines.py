@@ -86,6 +86,13 @@ def ddpm(folder: Path, **more):
     return DDPMPipeline(unet(**more), DDPMScheduler())
 
 
+def ddpm_v(folder: Path):
+    """v-prediction with a zero terminal signal."""
+    from diffusers import DDIMScheduler, DDPMPipeline
+
+    return DDPMPipeline(unet(), DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True))
+
+
 def dit(folder: Path):
     from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
@@ -146,7 +153,7 @@ def flux(folder: Path):
     return FluxPipeline(scheduler, vae, clip(), tokenizer, t5(), words_tokenizer(), model.eval())
 
 
-MAKERS = {"ddpm": ddpm, "dit": dit, "stable_diffusion": stable_diffusion, "sdxl": sdxl, "sd3": sd3, "flux": flux}
+MAKERS = {"ddpm": ddpm, "ddpm_v": ddpm_v, "dit": dit, "stable_diffusion": stable_diffusion, "sdxl": sdxl, "sd3": sd3, "flux": flux}
 
 
 def saved(name: str, folder: Path, **more) -> Path:

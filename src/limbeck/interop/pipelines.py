@@ -22,7 +22,8 @@ from limbeck.interop.folders import Folder, known, quiet_libraries, read_folder
 from limbeck.interop.latents import FRAMES_FIRST, PICTURES, VIDEO, decoded, encoded, reduction
 from limbeck.interop.models import DiffusersNetwork
 from limbeck.interop.schedules import Schedule, diffusers_denoiser, read_schedule
-from limbeck.interop.texts import TEXTS, encode_prompts, longest
+from limbeck.interop.sizes import PACKED, frames, pixels, sampled_shift
+from limbeck.interop.texts import TEXTS, encode_prompts
 from limbeck.samplers import Experts
 
 Said = Callable[[int], None]  # hears how many are done
@@ -30,8 +31,6 @@ SILENT: Said = lambda done: None
 CLASSES = ("DDPMPipeline", "DDIMPipeline", "DiTPipeline", *TEXTS)
 """The classes of pipelines that are known; beside them bare models without text."""
 BARE = ("UNet2DModel",)
-SIDES = {"FluxPipeline": 128, "QwenImagePipeline": 128}  # latents, where the network's config does not say
-VIDEO_SIZES = {"WanPipeline": (480, 832, 81)}
 
 
 @dataclass
@@ -157,63 +156,34 @@ class Pipeline:
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        """Height and width in pixels. Raises LimbeckError where they do not fit the autoencoder."""
-        config, factor = self.described(self.network_name)[1], self.reduction[0]
-        side = config.get("sample_size") or SIDES.get(self.kind)
-        sides = tuple(side) if isinstance(side, (list, tuple)) else (side, side)
-        if self.kind in VIDEO_SIZES:
-            sides = tuple(n // factor for n in VIDEO_SIZES[self.kind][:2])
-        elif "sample_height" in config:
-            sides = (config["sample_height"], config["sample_width"])
-        height, width = (given or factor * (n or 0) for given, n in zip((self.height, self.width), sides, strict=True))
-        if not height or not width:
-            raise LimbeckError(
-                f"the {self.kind} does not say how large its pictures are; give height and width (--height, --width)"
-            )
-        if height % factor or width % factor:
-            raise LimbeckError(f"{height} x {width} pixels: this pipeline makes pictures whose sides are multiples of {factor}")
-        return height, width
+        """Height and width in pixels."""
+        config = self.described(self.network_name)[1]
+        return pixels(self.kind, config, self.reduction[0], self.height, self.width)
 
     @cached_property
     def frames(self) -> int | None:
-        """The frames of a video (None: pictures). Raises LimbeckError for numbers that the autoencoder cannot make."""
+        """The frames of a video (None: pictures)."""
         if self.vae_kind not in VIDEO or self.vae_kind in PICTURES:
             if self.num_frames is not None:
                 raise LimbeckError(f"num_frames={self.num_frames}: a {self.kind} makes pictures; leave it out")
             return None
-        config, factor = self.described(self.network_name)[1], self.reduction[1]
-        own = VIDEO_SIZES[self.kind][2] if self.kind in VIDEO_SIZES else config.get("sample_frames", 1)
-        frames = self.num_frames or own
-        if (frames - 1) % factor:
-            near = max(round((frames - 1) / factor), 0) * factor + 1
-            raise LimbeckError(
-                f"num_frames={frames}: this pipeline makes 1, {factor + 1}, {2 * factor + 1}, ... frames; e.g. {near}"
-            )
-        return int(frames)
+        return frames(self.kind, self.described(self.network_name)[1], self.reduction[1], self.num_frames)
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """The shape of what the network denoises: (C, H, W), or of videos (C, F, H, W), CogVideoX's (F, C, H, W)."""
-        config = self.described(self.network_name)[1]
+        channels = self.described(self.network_name)[1]["in_channels"] // (4 if self.kind in PACKED else 1)
         (height, width), (space, time) = self.size, self.reduction
-        packs = 4 if self.kind in SIDES else 1
-        channels, sides = config["in_channels"] // packs, (height // space, width // space)
+        sides = height // space, width // space
         if self.frames is None:
             return (channels, *sides)
-        frames = (self.frames - 1) // time + 1
-        return (frames, channels, *sides) if self.vae_kind in FRAMES_FIRST else (channels, frames, *sides)
+        count = (self.frames - 1) // time + 1
+        return (count, channels, *sides) if self.vae_kind in FRAMES_FIRST else (channels, count, *sides)
 
     @cached_property
     def shift(self) -> float:
         """The flow shift with which the scheduler samples at this size (1: none, or no flow)."""
-        config = self.scheduler.config
-        if not config.get("use_dynamic_shifting"):
-            return float(config.get("shift") or (config.get("flow_shift") if config.get("use_flow_sigmas") else None) or 1.0)
-        tokens = self.shape[-1] * self.shape[-2] // 4
-        low, high = config["base_image_seq_len"], config["max_image_seq_len"]
-        slope = (config["max_shift"] - config["base_shift"]) / (high - low)
-        mu = config["base_shift"] + slope * (tokens - low)
-        return float(torch.exp(torch.tensor(mu))) if config.get("time_shift_type", "exponential") == "exponential" else mu
+        return sampled_shift(self.scheduler.config, self.shape[-1] * self.shape[-2] // 4)
 
     # -- text and pictures --------------------------------------------------------------------------------------------
 
@@ -321,4 +291,4 @@ def open_pipeline(model: Any, **how: Any) -> Pipeline:
     return Pipeline(folder.kind or folder.components["model"][1], folder, {}, folder.settings, **how)
 
 
-__all__ = ["BARE", "CLASSES", "Pipeline", "longest", "open_pipeline"]
+__all__ = ["BARE", "CLASSES", "Pipeline", "open_pipeline"]

@@ -61,7 +61,7 @@ def suited_options(
             **({} if isinstance(process, VE) else {"schedule": "time"}), "sigma_high": min(begin, 80.0),
         },
         "rcm": {
-            "guidance": guidance, **size, **rates, "sigma_max": min(begin, 20.0), "rollout_start": min(begin, 20.0),
+            "guidance": guidance, **size, **rates, **consistent(process, begin),
             # forward mode needs layers that diffusers' networks do not promise, and their float32 times coarse differences
             "jvp": "discrete", "h": 0.05, **({} if images else {"scm_weight": 0.0, "dmd_weight": 1.0}),
         },
@@ -93,6 +93,13 @@ def trajectory(schedule: Schedule, first: float) -> dict[str, Any]:
     steps = round(first) + 1 if isinstance(process, DDPM) else 1000
     end = torch.tensor([min(first, 0.999 * process.t_max)], dtype=torch.float64)
     return {"grid": "raw", "total_steps": steps, "margin_high": 0.01 * process.t_max, "score_high": levels(process, end)[0]}
+
+
+def consistent(process: Process, begin: float) -> dict[str, Any]:
+    """rCM's noise levels, which it counts in sigma_data (of latents near 1): inside a table nearly always, flows have no end."""
+    most = min(begin / 1.5, 20.0)
+    found: dict[str, Any] = {"sigma_max": most, "rollout_start": most}
+    return {**found, "scm_std": 1.2, "dmd_std": 1.0} if isinstance(process, DDPM) else found
 
 
 def phases(process: Process, first: float, shift: float, boundary: float | None) -> dict[str, Any]:
