@@ -27,10 +27,13 @@ from limbeck.interop.texts import TEXTS, encode_prompts
 from limbeck.samplers import Experts
 
 Said = Callable[[int], None]  # hears how many are done
-SILENT: Said = lambda done: None
 CLASSES = ("DDPMPipeline", "DDIMPipeline", "DiTPipeline", *TEXTS)
 """The classes of pipelines that are known; beside them bare models without text."""
 BARE = ("UNet2DModel",)
+
+
+def unheard(done: int) -> None:
+    """Nobody hears how many are done."""
 
 
 @dataclass
@@ -199,7 +202,7 @@ class Pipeline:
             del model
             gc.collect()
 
-    def encode_text(self, prompts: Sequence[str], said: Said = SILENT) -> tuple[Cond, Cond]:
+    def encode_text(self, prompts: Sequence[str], said: Said = unheard) -> tuple[Cond, Cond]:
         """(conditions of the prompts (N, ...), null condition of one sample), on the CPU; see `encode_prompts`."""
         pipe = self._text_pipeline()
         try:
@@ -236,14 +239,14 @@ class Pipeline:
         with quiet_libraries():
             return cls(**{**needed, **plain, **parts})
 
-    def encode(self, images: Tensor, said: Said = SILENT, chunk: int = 8) -> Tensor:
+    def encode(self, images: Tensor, said: Said = unheard, chunk: int = 8) -> Tensor:
         """The latents (N, *shape), on the CPU, of pictures (N, C, H, W) in [-1, 1] at :attr:`size`."""
         if not self.has("vae"):
             return images
         with self._used("vae", self.dtype) as vae:
             return _by_chunks(lambda x: encoded(vae, x), images, self.device, chunk, said)
 
-    def decode(self, latents: Tensor, said: Said = SILENT, chunk: int = 8) -> Tensor:
+    def decode(self, latents: Tensor, said: Said = unheard, chunk: int = 8) -> Tensor:
         """Pictures (N, C, H, W) or videos (N, C, F, H, W), on the latents' device and in their dtype, not clamped."""
         if not self.has("vae"):
             return latents
