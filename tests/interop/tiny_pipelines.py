@@ -161,13 +161,13 @@ def flux(folder: Path):
 
 
 def pixart(folder: Path):
-    from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
+    from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
 
     model = PixArtTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, cross_attention_dim=16,
-        sample_size=8, patch_size=2, caption_channels=16, norm_num_groups=2, use_additional_conditions=True,
+        num_attention_heads=3, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, cross_attention_dim=24,
+        sample_size=128, patch_size=2, caption_channels=16, norm_num_groups=2, use_additional_conditions=True,
     )  # fmt: skip
-    return PixArtSigmaPipeline(words_tokenizer(), t5(), kl(), model.eval(), DPMSolverMultistepScheduler())
+    return PixArtAlphaPipeline(words_tokenizer(), t5(), kl(), model.eval(), DPMSolverMultistepScheduler())
 
 
 def sana(folder: Path):
@@ -263,7 +263,7 @@ def cogvideox(folder: Path):
     )  # fmt: skip
     model = CogVideoXTransformer3DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8, text_embed_dim=16, num_layers=1,
-        sample_width=4, sample_height=4, sample_frames=5, patch_size=2, temporal_compression_ratio=4, max_text_seq_length=16,
+        sample_width=4, sample_height=4, sample_frames=9, patch_size=2, temporal_compression_ratio=4, max_text_seq_length=16,
         use_rotary_positional_embeddings=True,
     )  # fmt: skip
     scheduler = CogVideoXDDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=3.0)

@@ -121,7 +121,7 @@ class Pipeline:
             )
         process, low = denoiser.process, diffusers_denoiser(self.network("transformer_2", null), self.scheduler)
         # the first serves t >= ratio, the second t < ratio; experts serve intervals that are closed above
-        edge = torch.nextafter(torch.tensor(ratio, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)).item()
+        edge = float(ratio) * (1 - 1e-12)
         return Experts([(process.t_min - 1, edge, low), (edge, process.t_max, denoiser)]).eval()
 
     def network(self, name: str, null: Cond | None = None) -> DiffusersNetwork:
@@ -283,7 +283,8 @@ def open_pipeline(model: Any, **how: Any) -> Pipeline:
             raise LimbeckError(f"the model is a {type(model).__name__}; give a pipeline of diffusers or its folder")
         kind = type(model).__name__
         known(kind, CLASSES)
-        return Pipeline(kind, None, dict(components), dict(model.config), **how)
+        settings = {n: v for n, v in model.config.items() if n not in components}
+        return Pipeline(kind, None, dict(components), settings, **how)
     folder = read_folder(model)
     if folder.kind == "":
         name = folder.components["model"][1]

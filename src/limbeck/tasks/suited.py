@@ -24,8 +24,9 @@ def first_time(schedule: Schedule) -> float:
 
 
 def levels(process: Process, times: torch.Tensor) -> tuple[float, ...]:
-    """sigma at these times, a rounding error inside the schedule."""
-    return tuple((process.sigma(times.double()) * (1 - 1e-9)).tolist())
+    """sigma at these times; of the schedule's end, a rounding error inside it."""
+    times = times.double()
+    return tuple((process.sigma(times) * torch.where(times == process.t_max, 1 - 1e-9, 1.0)).tolist())
 
 
 def suited_options(
@@ -77,8 +78,8 @@ def compared(schedule: Schedule, first: float) -> dict[str, Any]:
     if isinstance(process, VE):
         low, high = max(process.t_min, 0.00323), min(process.t_max, 72.05)  # 20 and 980 of 1000 Karras levels
         return {"score_low": low, "score_high": high, "critic_law": "score"}
-    times = torch.tensor([LOW, min(HIGH, first / process.t_max)], dtype=torch.float64) * process.t_max
-    low, high = levels(process, times.round() if isinstance(process, DDPM) else times)
+    steps = len(process.table) if isinstance(process, DDPM) else process.t_max  # indices 20 and 980 of 1000
+    low, high = levels(process, torch.tensor([LOW * steps, min(HIGH * steps, first)], dtype=torch.float64))
     return {
         "score_low": low, "score_high": high, "score_law": "uniform", "critic_law": "score",
         "critic_weight": WEIGHTS.get(schedule.prediction, "edm"),
