@@ -39,7 +39,9 @@ def stock(folder, pipeline, z, w):
     if isinstance(pipeline.schedule.process, RectifiedFlow):
         pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=pipeline.shift)
     elif pipeline.kind != "CogVideoXPipeline":
-        pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False, timestep_spacing="trailing")
+        pipe.scheduler = diffusers.DDIMScheduler.from_config(
+            pipe.scheduler.config, clip_sample=False, timestep_spacing="trailing"
+        )
     if pipeline.kind == "DiTPipeline":
         return None, pipe.scheduler
     call = {"prompt": PROMPTS, "num_inference_steps": STEPS, "latents": z, "output_type": "pt"}
@@ -99,7 +101,9 @@ def test_classes_and_pixels_need_no_text(tiny_pipeline):
     assert pixels.shape == (3, 8, 8) and pixels.encode(x) is x and pixels.decode(x) is x and pixels.denoiser().null == {}
 
 
-@pytest.mark.parametrize("name", ["sd3", "wan_experts", *(param for param in SLOW if param.values[0] not in ("sdxl", "pixart"))])
+@pytest.mark.parametrize(
+    "name", ["sd3", "wan_experts", *(param for param in SLOW if param.values[0] not in ("sdxl", "pixart"))]
+)
 def test_latents_have_the_scale_that_networks_are_trained_on(name, tiny_pipeline):
     """decode(z) is what the autoencoder says of unscaled latents, and encode is scaled the same way."""
     pipeline = open_pipeline(tiny_pipeline(name), **HOW.get(name, {}))
@@ -177,7 +181,10 @@ def test_the_longest_text_is_that_of_the_pipelines_call(tiny_pipeline):
 
 
 def test_sizes_that_do_not_fit_are_refused(tiny_pipeline):
-    for how, message in [({"height": 17}, r"17 x 16 pixels.*multiples of 2"), ({"num_frames": 5}, "makes pictures; leave it out")]:
+    for how, message in [
+        ({"height": 17}, r"17 x 16 pixels.*multiples of 2"),
+        ({"num_frames": 5}, "makes pictures; leave it out"),
+    ]:
         with pytest.raises(LimbeckError, match=message):
             _ = open_pipeline(tiny_pipeline("stable_diffusion"), **how).shape
     with pytest.raises(LimbeckError, match=r"num_frames=4: this pipeline makes 1, 3, 5, ... frames; e.g. 5"):
@@ -226,7 +233,10 @@ def test_pickles_are_refused_with_how_to_convert(copied):
     folder = copied("ddpm")
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
-    with pytest.raises(LimbeckError, match=r"a pickle \(diffusion_pytorch_model.bin\).*UNet2DModel.from_pretrained\('.*', use_safetensors=False"):
+    with pytest.raises(
+        LimbeckError,
+        match=r"a pickle \(diffusion_pytorch_model.bin\).*UNet2DModel.from_pretrained\('.*', use_safetensors=False",
+    ):
         open_pipeline(folder).denoiser()
     weights.with_suffix(".bin").unlink()
     with pytest.raises(LimbeckError, match="holds no weights"):
@@ -234,12 +244,17 @@ def test_pickles_are_refused_with_how_to_convert(copied):
 
 
 def test_variants_and_shards_are_found(tmp_path):
-    for i, (files, variant) in enumerate([
-        (["diffusion_pytorch_model.fp16.safetensors"], "fp16"),
-        (["model.fp16-00001-of-00002.safetensors", "model.fp16-00002-of-00002.safetensors"], "fp16"),
-        (["diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.safetensors"], None),
-        (["diffusion_pytorch_model-00001-of-00002.safetensors", "diffusion_pytorch_model-00002-of-00002.safetensors"], None),
-    ]):
+    for i, (files, variant) in enumerate(
+        [
+            (["diffusion_pytorch_model.fp16.safetensors"], "fp16"),
+            (["model.fp16-00001-of-00002.safetensors", "model.fp16-00002-of-00002.safetensors"], "fp16"),
+            (["diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.safetensors"], None),
+            (
+                ["diffusion_pytorch_model-00001-of-00002.safetensors", "diffusion_pytorch_model-00002-of-00002.safetensors"],
+                None,
+            ),
+        ]
+    ):
         place = tmp_path / str(i)
         place.mkdir()
         for file in files:

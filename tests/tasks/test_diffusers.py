@@ -67,7 +67,9 @@ def task_of(name, tiny_pipeline, **more):
 
 def trained(task, method, iterations=1, **more):
     cls, _, presets = find(method).load()
-    options = merged_options(preset_of(method, presets, None), {**task.options[method], "iterations": iterations, "batch": 2, **more})
+    options = merged_options(
+        preset_of(method, presets, None), {**task.options[method], "iterations": iterations, "batch": 2, **more}
+    )
     made = make_method(cls, options, task, 0)
     Loop(made, task.source, LoopOptions(iterations, 2), quiet=True).train()
     return made
@@ -94,11 +96,19 @@ def test_dmd_trains_a_student_of_every_pipeline(name, tiny_pipeline):
     assert pictures.shape[3] == pictures.shape[2] * (1 if frames is None else 3)
 
 
-MANY = [(n, m) for n in ("ddpm_v", "sd3") for m in ("sid", "sim", "phased-dmd", "disback", "swiftbrush", "snoopi", "compose", "rcm")]
+MANY = [
+    (n, m) for n in ("ddpm_v", "sd3") for m in ("sid", "sim", "phased-dmd", "disback", "swiftbrush", "snoopi", "compose", "rcm")
+]
 
 
 @pytest.mark.parametrize(
-    "name, method", [("sd3", "sid"), ("sd3", "tdm"), ("ddpm_v", "tdm"), *(pytest.param(*p, marks=pytest.mark.slow) for p in MANY[:8] + MANY[9:])]
+    "name, method",
+    [
+        ("sd3", "sid"),
+        ("sd3", "tdm"),
+        ("ddpm_v", "tdm"),
+        *(pytest.param(*p, marks=pytest.mark.slow) for p in MANY[:8] + MANY[9:]),
+    ],
 )
 def test_every_method_without_data_starts_inside_the_schedule(name, method, tiny_pipeline):
     task, process = task_of(name, tiny_pipeline), None
@@ -109,7 +119,9 @@ def test_every_method_without_data_starts_inside_the_schedule(name, method, tiny
     assert bool(task.evaluator.sample(made.sampler(), 2).isfinite().all())
 
 
-@pytest.mark.parametrize("method", ["f-distill", pytest.param("ict", marks=pytest.mark.slow), pytest.param("hyper-sd", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "method", ["f-distill", pytest.param("ict", marks=pytest.mark.slow), pytest.param("hyper-sd", marks=pytest.mark.slow)]
+)
 def test_methods_that_learn_from_data_say_so_or_do(method, tiny_pipeline, pictures):
     more = {"iterations": 10} if method == "ict" else {}
     with pytest.raises(LimbeckError, match="give data"):
@@ -167,7 +179,11 @@ def test_the_teachers_sampler_starts_at_the_very_end(name, tiny_pipeline):
     for n in (1, 2, 7):
         times = task.teacher_times(n)
         assert len(times) == n and float(times[0]) == process.t_max and bool((times[1:] < times[:-1]).all())
-    assert bool(task.teacher_sampler(5)(torch.randn(2, *task.shape), {n: v[:2] for n, v in (task.evaluator.cond or {}).items()}).isfinite().all())
+    assert bool(
+        task.teacher_sampler(5)(torch.randn(2, *task.shape), {n: v[:2] for n, v in (task.evaluator.cond or {}).items()})
+        .isfinite()
+        .all()
+    )
 
 
 def test_a_flows_nodes_are_those_of_its_scheduler(tiny_pipeline):
@@ -224,7 +240,9 @@ def test_a_damaged_cache_is_computed_again(place, capsys):
 def test_pictures_are_encoded_at_the_pipelines_size_with_their_captions(tiny_pipeline, pictures):
     task = task_of("stable_diffusion", tiny_pipeline, data=pictures)
     assert task.source.x.shape == (6, 4, 8, 8) and task.source.size == 6 and task.facts["reference"] == "the data"
-    assert task.evaluator.images.shape == (4, 3, 16, 16) and task.sigma_data == pytest.approx(float(task.source.x.std()), rel=1e-5)
+    assert task.evaluator.images.shape == (4, 3, 16, 16) and task.sigma_data == pytest.approx(
+        float(task.source.x.std()), rel=1e-5
+    )
     wide = task_of("stable_diffusion", tiny_pipeline, data=pictures, height=16, width=32)
     assert wide.shape == (4, 8, 16) and wide.evaluator.images.shape == (4, 3, 16, 32)
     (pictures / "3.txt").unlink()
@@ -239,7 +257,10 @@ def test_what_does_not_fit_together(tiny_pipeline, pictures):
         (lambda: task_of("ddpm", tiny_pipeline, prompts=["a"]), "a DDPMPipeline is not asked in words"),
         (lambda: diffusers_task(folder, ["a"], pictures), "captions beside them.*leave --prompts out"),
         (lambda: diffusers_task(folder, ["a"], torch.zeros(2, 3, 16, 16) - 0.5), "2 pictures and 1 prompts"),
-        (lambda: diffusers_task(folder, ["a"], torch.zeros(1, 3, 8, 8) - 0.5), r"the pictures are \(8, 8\), the pipeline's \(16, 16\)"),
+        (
+            lambda: diffusers_task(folder, ["a"], torch.zeros(1, 3, 8, 8) - 0.5),
+            r"the pictures are \(8, 8\), the pipeline's \(16, 16\)",
+        ),
         (lambda: task_of("wan_experts", tiny_pipeline, data=pictures), "data are pictures, but this pipeline makes videos"),
         (lambda: task_of("ddpm", tiny_pipeline, judged=1), "an evaluation needs at least 2 samples"),
         (lambda: task_of("ddpm", tiny_pipeline, text_dtype="int8"), "choose float32, bfloat16 or float16"),
@@ -333,7 +354,10 @@ def test_python_takes_a_pipeline_in_memory(tiny_pipeline, place, capsys):
     [
         (["--task", "digits", "--prompts", "p.txt"], "the task digits does not take --prompts; that is for the task diffusers"),
         (["--task", "own", "--model", "x"], "the task own does not take --model; that is for the task diffusers"),
-        (["--teacher", "x", "--model", "y"], "no task takes all of these options: --teacher is for the task own; --model is for"),
+        (
+            ["--teacher", "x", "--model", "y"],
+            "no task takes all of these options: --teacher is for the task own; --model is for",
+        ),
         (["--model", "absent"], "absent is no folder"),
         (["--prompts", "prompts.txt"], "the task diffusers needs --model"),
     ],

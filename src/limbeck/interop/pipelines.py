@@ -7,7 +7,7 @@ encoders and autoencoders are let go again. Only the classes below are known, an
 import gc
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -190,33 +190,17 @@ class Pipeline:
 
     # -- text and pictures --------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _used(self, name: str, dtype: torch.dtype) -> Iterator[Any]:
-        """A model on the device for as long as it is needed."""
-        model = self.component(name, dtype)
-        before = next(model.parameters()).device
-        try:
-            yield model.to(self.device)
-        finally:
-            model.to(before)
-            del model
-            gc.collect()
-
     def encode_text(self, prompts: Sequence[str], said: Said = unheard) -> tuple[Cond, Cond]:
         """(conditions of the prompts (N, ...), null condition of one sample), on the CPU; see `encode_prompts`."""
-        pipe = self._text_pipeline()
-        try:
+        with ExitStack() as stack:
+            pipe = self._text_pipeline()
             for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
                 if getattr(pipe, name, None) is not None:
-                    getattr(pipe, name).to(self.device)
-            return encode_prompts(TEXTS[self.kind], pipe, prompts, self.size, self.tokens, said=said)
-        finally:
-            if self.folder is None:
-                for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
-                    if self.given.get(name) is not None:
-                        self.given[name].to("cpu")
-            del pipe
-            gc.collect()
+                    stack.enter_context(placed(getattr(pipe, name), self.device))
+            found = encode_prompts(TEXTS[self.kind], pipe, prompts, self.size, self.tokens, said=said)
+        del pipe
+        gc.collect()  # text encoders are large, and pipelines may hold them in circles
+        return found
 
     def _text_pipeline(self) -> Any:
         """The stock pipeline with its tokenizers and text encoders alone."""
@@ -243,14 +227,14 @@ class Pipeline:
         """The latents (N, *shape), on the CPU, of pictures (N, C, H, W) in [-1, 1] at :attr:`size`."""
         if not self.has("vae"):
             return images
-        with self._used("vae", self.dtype) as vae:
+        with placed(self.component("vae"), self.device) as vae:
             return _by_chunks(lambda x: encoded(vae, x), images, self.device, chunk, said)
 
     def decode(self, latents: Tensor, said: Said = unheard, chunk: int = 8) -> Tensor:
         """Pictures (N, C, H, W) or videos (N, C, F, H, W), on the latents' device and in their dtype, not clamped."""
         if not self.has("vae"):
             return latents
-        with self._used("vae", self.dtype) as vae:
+        with placed(self.component("vae"), self.device) as vae:
             return _by_chunks(lambda x: decoded(vae, x), latents, self.device, chunk, said).to(latents)
 
     def digest(self, *names: str) -> str | None:
@@ -258,6 +242,16 @@ class Pipeline:
         if self.folder is None:
             return None
         return self.folder.digest(n for n in sorted(self.folder.components) if n.startswith(names))
+
+
+@contextmanager
+def placed(model: Any, device: str) -> Iterator[Any]:
+    """A model on the device for as long as it is needed, then back where it was."""
+    before = next(model.parameters()).device
+    try:
+        yield model.to(device)
+    finally:
+        model.to(before)
 
 
 def _by_chunks(function: Callable[[Tensor], Tensor], x: Tensor, device: str, chunk: int, said: Said) -> Tensor:
