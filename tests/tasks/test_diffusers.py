@@ -24,7 +24,7 @@ from limbeck.tasks.tensor_cache import cached_tensors
 from limbeck.training import Loop, LoopOptions
 from limbeck.training.options import merged_options
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*prompts have more than")
+pytestmark = [pytest.mark.filterwarnings(f"ignore:.*{text}") for text in ("prompts have more than", "are mostly noise")]
 SMALL = {"judged": 4, "judged_batch": 4, "teacher_nodes": 2, "quiet": True}
 SIZES = {
     "sd3": {"tokens": 8},
@@ -179,11 +179,8 @@ def test_the_teachers_sampler_starts_at_the_very_end(name, tiny_pipeline):
     for n in (1, 2, 7):
         times = task.teacher_times(n)
         assert len(times) == n and float(times[0]) == process.t_max and bool((times[1:] < times[:-1]).all())
-    assert bool(
-        task.teacher_sampler(5)(torch.randn(2, *task.shape), {n: v[:2] for n, v in (task.evaluator.cond or {}).items()})
-        .isfinite()
-        .all()
-    )
+    rows = {name: value[:2] for name, value in (task.evaluator.cond or {}).items()}
+    assert bool(task.teacher_sampler(5)(torch.randn(2, *task.shape), rows or None).isfinite().all())
 
 
 def test_a_flows_nodes_are_those_of_its_scheduler(tiny_pipeline):
@@ -268,6 +265,11 @@ def test_what_does_not_fit_together(tiny_pipeline, pictures):
     ]:
         with pytest.raises(LimbeckError, match=message):
             call()
+
+
+def test_too_few_samples_for_a_distance_are_said(tiny_pipeline):
+    with pytest.warns(UserWarning, match=r"4 samples are judged in 84 features: .* mostly noise; give --judged 336"):
+        task_of("stable_diffusion", tiny_pipeline)
 
 
 def test_prompt_files(place):

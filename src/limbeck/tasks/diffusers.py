@@ -5,6 +5,7 @@ trained. Without pictures of one's own, students are judged against samples of t
 """
 
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,6 +215,12 @@ def _of_frames(features: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def _evaluator(drafted: Evaluator, latents: Tensor, images: Tensor, features: Any) -> Evaluator:
     images = images.clamp(-1, 1)
+    if (count := len(images)) <= (numbers := drafted.features(images[:2]).shape[1]):
+        warnings.warn(
+            f"{count} samples are judged in {numbers} features: their Frechet distances are mostly noise; give --judged {4 * numbers}"
+            " (judged=) or more",
+            stacklevel=3,
+        )
     seen = whitened(drafted.features, images) if features is None else drafted.features
     return Evaluator(**{**vars(drafted), "features": seen, "real": latents, "images": images})
 
