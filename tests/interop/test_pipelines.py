@@ -284,6 +284,14 @@ def test_two_experts_without_a_boundary(copied):
         open_pipeline(folder).denoiser()
 
 
+def test_words_need_a_text_encoder(copied):
+    folder = copied("stable_diffusion")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "text_encoder": [None, None]}))
+    with pytest.raises(LimbeckError, match="has no text_encoder, which prompts are encoded with once"):
+        open_pipeline(folder).encode_text(["a cat"])
+
+
 def test_the_digest_sees_every_file(copied):
     folder = copied("ddpm")
     before = read_folder(folder).digest(["unet"])

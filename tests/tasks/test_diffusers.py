@@ -247,6 +247,20 @@ def test_pictures_are_encoded_at_the_pipelines_size_with_their_captions(tiny_pip
         task_of("stable_diffusion", tiny_pipeline, data=pictures)
 
 
+def test_the_judged_rows_are_spread_over_sorted_data(tiny_pipeline, pictures):
+    for i in range(6):
+        (pictures / "ab"[i // 3]).mkdir(exist_ok=True)
+        (pictures / f"{i}.png").rename(pictures / "ab"[i // 3] / f"{i}.png")
+    task = task_of("dit", tiny_pipeline, data=pictures)
+    assert task.evaluator.cond["label"].tolist() == [0, 0, 1, 1] and task.source.cond["label"].tolist() == [0, 0, 0, 1, 1, 1]
+    torch.testing.assert_close(task.evaluator.real, task.source.x[[0, 1, 3, 4]])
+    with pytest.raises(LimbeckError, match="the data have 11 classes, the pipeline 10"):
+        for k in "cdefghijk":
+            (pictures / k).mkdir()
+            shutil.copy(pictures / "a" / "0.png", pictures / k / "0.png")
+        task_of("dit", tiny_pipeline, data=pictures)
+
+
 def test_what_does_not_fit_together(tiny_pipeline, pictures):
     folder = str(tiny_pipeline("stable_diffusion"))
     for call, message in [

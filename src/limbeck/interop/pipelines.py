@@ -192,6 +192,10 @@ class Pipeline:
 
     def encode_text(self, prompts: Sequence[str], said: Said = unheard) -> tuple[Cond, Cond]:
         """(conditions of the prompts (N, ...), null condition of one sample), on the CPU; see `encode_prompts`."""
+        if not self.has("text_encoder"):
+            raise LimbeckError(
+                f"this {self.kind} has no text_encoder, which prompts are encoded with once; add it to the pipeline"
+            )
         with ExitStack() as stack:
             pipe = self._text_pipeline()
             for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):

@@ -131,7 +131,8 @@ def diffusers_task(
         kept, _ = cached_tensors("samples", key, lambda: _teachers_samples(task, quiet), quiet)
         latents, images = kept["latents"].to(number_type), kept.get("images", kept["latents"])
     assert images is not None
-    evaluator = _evaluator(task.evaluator, latents[:judged].to(blank), images[:judged].to(blank), features)
+    rows = spread_rows(len(latents), min(judged, len(latents)))
+    evaluator = _evaluator(task.evaluator, latents[rows].to(blank), images[rows].to(blank), features)
     if not quiet:
         print(_said(pipeline, source, evaluator, task), file=sys.stderr)
     sigma_data = float(latents.double().std())
@@ -234,10 +235,16 @@ def _typed(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _rows(cond: Mapping[str, Tensor] | None, count: int, device: str | None = None) -> Cond | None:
-    """The first ``count`` rows, from the beginning again where there are fewer."""
+    """``count`` of the rows, see :func:`spread_rows`."""
     if cond is None:
         return None
-    return {name: value[torch.arange(count) % len(value)].to(device or value.device) for name, value in cond.items()}
+    return {name: value[spread_rows(len(value), count)].to(device or value.device) for name, value in cond.items()}
+
+
+def spread_rows(size: int, count: int) -> Tensor:
+    """``count`` of ``size`` rows, spread evenly (data may be sorted); from the beginning again where there are fewer."""
+    rows = torch.arange(count)
+    return rows * size // count if count <= size else rows % size
 
 
 def _said(pipeline: Pipeline, source: TensorSource, evaluator: Evaluator, task: Task) -> str:
