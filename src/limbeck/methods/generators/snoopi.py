@@ -28,11 +28,11 @@ from torch import Tensor
 
 from limbeck.denoisers import ClassifierFree, Cond, null_cond
 from limbeck.errors import LimbeckError
+from limbeck.interop import negative_prompt
 from limbeck.methods.generators.generator import Generator, Ingredients, check_guidance
 from limbeck.methods.generators.score import uniform_steps, whole_chain
 from limbeck.methods.generators.swiftbrush import PRESETS as SWIFTBRUSH
 from limbeck.methods.generators.swiftbrush import ClampedReward, SwiftBrush, SwiftBrushOptions, rewarded
-from limbeck.networks import negative_prompt
 from limbeck.rules import DistributionMatching, Sample, ScoreRule
 from limbeck.training import Batch
 
@@ -149,7 +149,7 @@ def negative_sampler(
     """NASA-I: the sampler of any generator whose student attends to a text, with a negative prompt (M, C') for all samples.
 
     ``alpha``: 0.1 (Stable Diffusion 1.5), 0.2 (2.1) and 0.5 (PixArt) are the paper's; ``mode``, ``phi``, ``tau``: see
-    :func:`limbeck.networks.negative_prompt`. ``guidance`` w > 1 guides the outputs as well, with the negative prompt in the
+    :func:`limbeck.interop.negative_prompt`. ``guidance`` w > 1 guides the outputs as well, with the negative prompt in the
     null condition's place: of a one-step generator it blends two images, and a warning says so. A negative prompt that has no
     effect is warned of too.
     """
