@@ -128,9 +128,8 @@ def test_the_steered_model_is_the_equation_written_out(model, masked):
     written = copy.deepcopy(model)
     for layer in cross_attentions(written).values():
         layer.set_processor(Written(projected(model, c), alpha[:, None, None], mask))
-    tolerance = 1e-4 if "Wan" in type(model).__name__ or "Sana" in type(model).__name__ else 1e-9  # parts in float32
     size = float(found.abs().max())
-    torch.testing.assert_close(found / size, answer(written) / size, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(found / size, answer(written) / size, rtol=1e-9, atol=1e-9)
 
 
 def test_masked_tokens_mean_nothing_and_the_positive_mask_is_not_the_negatives(model):
