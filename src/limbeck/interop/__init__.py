@@ -1,6 +1,7 @@
 """The border to diffusers, in both directions: their models, schedulers and pipelines as denoisers, students as pipelines."""
 
-from limbeck.interop.models import CONVENTIONS, Convention, DiffusersNetwork
+from limbeck.interop.conventions import CONVENTIONS, Convention, convention_of
+from limbeck.interop.models import DiffusersNetwork
 from limbeck.interop.negative import negative_prompt
 from limbeck.interop.schedulers import SCHEDULERS, Kind, kind_of, load_scheduler, scheduler_nodes
 from limbeck.interop.schedules import Schedule, diffusers_denoiser, load_schedule, nodes, read_schedule
@@ -13,6 +14,7 @@ __all__ = [
     "DiffusersNetwork",
     "Kind",
     "Schedule",
+    "convention_of",
     "diffusers_denoiser",
     "kind_of",
     "load_schedule",
