@@ -9,7 +9,7 @@ import torch
 
 from limbeck.errors import LimbeckError
 from limbeck.runs import Execution
-from limbeck.training import Loop, LoopOptions, Method, Role, TensorSource, Tracker, Update
+from limbeck.training import Loop, LoopOptions, Method, OptimizerOptions, Role, TensorSource, Tracker, Update
 from limbeck.training.trackers import check_trackers
 
 
@@ -90,7 +90,7 @@ def test_a_service_that_does_not_start_is_named(tmp_path, service):
 def test_the_loop_tracks_and_finishes(tmp_path, service):
     class Fit(Method):
         def __init__(self):
-            self.roles = {"student": Role(torch.nn.Linear(1, 1))}
+            self.roles = {"student": Role(torch.nn.Linear(1, 1), OptimizerOptions())}
 
         def step(self, batch):
             yield Update("student", self.roles["student"].module(batch.noise.normal("x", (1,))).square().mean())
