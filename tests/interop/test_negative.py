@@ -7,9 +7,12 @@ import torch
 from torch import nn
 
 from limbeck.errors import LimbeckError
-from limbeck.interop import negative_prompt
+from limbeck.interop import DiffusersNetwork, diffusers_denoiser, negative_prompt
 from limbeck.interop.negative import cross_attentions
+from limbeck.methods.generators.generator import Ingredients
+from limbeck.methods.generators.snoopi import SNOOPI, SNOOPIOptions, negative_sampler
 from limbeck.networks import DiT
+from limbeck.training import Loop, LoopOptions, TensorSource
 
 diffusers = pytest.importorskip("diffusers")
 F64 = torch.float64
@@ -250,3 +253,27 @@ def test_our_own_networks_are_served_too_and_others_refused():
     )  # fmt: skip
     with pytest.raises(LimbeckError, match="text and image jointly"), negative_prompt(joint, draw(5, 6), 0.5):
         pass
+
+
+def test_snoopi_trains_and_samples_a_model_of_diffusers():
+    net = diffusers.UNet2DConditionModel(
+        sample_size=4, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(4,), norm_num_groups=2,
+        attention_head_dim=2, cross_attention_dim=3, down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",), mid_block_type=None,
+    )  # fmt: skip
+    network = DiffusersNetwork(net.double(), null={"encoder_hidden_states": torch.zeros(3, 3, dtype=F64)})
+    teacher = diffusers_denoiser(network, diffusers.DDIMScheduler()).requires_grad_(False)
+    cond, negatives = {"encoder_hidden_states": draw(16, 3, 3)}, draw(5, 3, 3, seed=4)
+    parts = Ingredients(teacher, (1, 4, 4), draw(16, 1, 4, 4), cond, sigma_data=0.5, negatives=negatives)
+    options = SNOOPIOptions(iterations=2, batch=4, rewards=(), alpha=1.0, sigmas=(10.0,), critic_rank=2)
+    method = SNOOPI(parts, options)
+    before = [p.clone() for p in method.student.parameters()]
+    Loop(method, TensorSource(None, cond), LoopOptions(2, 4), quiet=True).train()
+    assert any(float((p - q).abs().max()) > 0 for p, q in zip(method.student.parameters(), before, strict=True))
+    z, texts = draw(3, 1, 4, 4), {"encoder_hidden_states": draw(3, 3, 3, seed=8)}
+    plain = negative_sampler(method)(z, texts)
+    steered = negative_sampler(method, negatives[0], 0.5)(z, texts)
+    guided = negative_sampler(method, negatives[0], 0.0, guidance=2.0)(z, texts)
+    with negative_prompt(method.roles["student"].best, negatives[0], 0.5):
+        torch.testing.assert_close(negative_sampler(method)(z, texts), steered, rtol=0, atol=0)
+    assert float((plain - steered).abs().max()) > 1e-6 and float((plain - guided).abs().max()) > 1e-6

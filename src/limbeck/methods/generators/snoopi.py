@@ -120,9 +120,15 @@ class SNOOPI(SwiftBrush):
             if o.kappa_of in ("both", "critic"):
                 rule.critic_guidance = kappa
         if o.alpha > 0 and o.negative_scores != "none":
-            rule.negative = {**(null_cond(self.teacher, batch.size) or {}), "text": self.negative(batch)}  # (4)
+            null = null_cond(self.teacher, batch.size) or {}
+            rule.negative = {**null, text_of(self.teacher): self.negative(batch)}  # (4)
             rule.critic_negative = rule.negative if o.negative_scores == "both" else None
         return rewarded(rule, self.rewards, o.iterations) if self.rewards else rule
+
+
+def text_of(denoiser: Any) -> str:
+    """The name under which a denoiser is given its prompt: that of a diffusers model if it has such a null, else "text"."""
+    return "encoder_hidden_states" if "encoder_hidden_states" in (denoiser.null or {}) else "text"
 
 
 def steered(method: Any, batch: Batch, call: int) -> Sample:
@@ -165,7 +171,7 @@ def negative_sampler(
             stacklevel=2,
         )
     student: Any = method.roles["student"].best if ema else method.student
-    null = {**(student.null or {}), "text": negative}
+    null = {**(student.null or {}), text_of(student): negative}
     denoiser = student if guidance == 1 else ClassifierFree(student, guidance, negative=null)
 
     @torch.no_grad()
