@@ -29,6 +29,8 @@ from limbeck.interop.schedulers import kind_of, scheduler_nodes
 from limbeck.noise import Process
 from limbeck.samplers import Jump, teleport
 
+NO_FRESH_NOISE = "teleportation is deterministic: the nodes it leaves out receive no fresh noise"
+
 
 def teleport_scheduler(
     scheduler: Any,
@@ -55,7 +57,7 @@ def teleport_scheduler(
     """
     process, times = scheduler_nodes(scheduler)
     if kind_of(scheduler).fresh:
-        warnings.warn("teleportation is deterministic: the nodes it leaves out receive no fresh noise", stacklevel=2)
+        warnings.warn(NO_FRESH_NOISE, stacklevel=2)
     seen = None if reference is None else in_process(reference, process)
     choice = {"sigma": sigma, "reference": seen, "data": data, "cond": cond, "generator": generator}
     there, _, jump = teleport(gaussian.moved_to(process), latents, times, skip, tol, **choice)  # type: ignore[arg-type]
@@ -75,6 +77,7 @@ def teleported(pipeline: Any, gaussian: GaussianDenoiser, skip: int) -> Iterator
     scheduler object is exchanged for a copy, and put back. The result is that of :func:`teleport_scheduler` and the
     scheduler's own loop.
 
+    Warns before schedulers that add noise.
     Raises LimbeckError for a pipeline without a scheduler or network, a scheduler that cannot, and, at the first step, a
     pipeline that steps other latents than those that were found.
     """
@@ -84,10 +87,12 @@ def teleported(pipeline: Any, gaussian: GaussianDenoiser, skip: int) -> Iterator
         raise LimbeckError(f"a {type(pipeline).__name__} has no scheduler with a unet or transformer; there is nothing to skip")
     if not kind_of(scheduler).starts:
         scheduler_nodes(scheduler)  # raises: says which can
+    if kind_of(scheduler).fresh:
+        warnings.warn(NO_FRESH_NOISE, stacklevel=3)
     jumps: list[Jump] = []
     start = _Start(gaussian, skip, jumps)
     pipeline.scheduler = start.watched(scheduler)
-    prepare = getattr(pipeline, "prepare_latents", None)
+    prepare, own = getattr(pipeline, "prepare_latents", None), vars(pipeline).get("prepare_latents")
     if prepare is not None:
         pipeline.prepare_latents = lambda *args, **options: start.prepared(prepare(*args, **options))
     hook = network.register_forward_pre_hook(start.called, with_kwargs=True)
@@ -95,8 +100,10 @@ def teleported(pipeline: Any, gaussian: GaussianDenoiser, skip: int) -> Iterator
         yield jumps
     finally:
         hook.remove()
-        if prepare is not None:
-            del pipeline.prepare_latents  # the instance's; the class has its own
+        if own is not None:
+            pipeline.prepare_latents = own
+        elif prepare is not None:
+            del pipeline.prepare_latents  # the class has its own
         pipeline.scheduler = scheduler
 
 
