@@ -145,6 +145,14 @@ def test_one_step_starts_at_the_end_but_not_where_eps_blows_up(tiny_pipeline):
     assert flow["phased-dmd"]["boundaries"] == (flow["phased-dmd"]["sigmas"][2],)
 
 
+def test_a_flow_that_predicts_noise_starts_where_x0_can_be_had():
+    from limbeck.interop import Schedule
+    from limbeck.noise import RectifiedFlow
+
+    options = suited_options(Schedule(RectifiedFlow(), "eps", "thousand"))
+    assert options["dmd"]["sigmas"] == (pytest.approx(15.0),) and options["phased-dmd"]["sigmas"][0] == pytest.approx(15.0)
+
+
 def test_the_phases_of_experts_end_where_one_takes_over(tiny_pipeline):
     options = preferred_options("diffusers", {"model": str(tiny_pipeline("wan_experts")), **SIZES["wan_experts"]})["phased-dmd"]
     assert options["boundaries"] == (pytest.approx(7.0),) and options["sigmas"][2] == options["boundaries"][0]
