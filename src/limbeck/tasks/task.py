@@ -14,7 +14,7 @@ from limbeck.errors import LimbeckError
 from limbeck.metrics import bootstrap_floor, frechet_distance
 from limbeck.noise import karras_grid
 from limbeck.samplers import heun
-from limbeck.training import Keyed, Source
+from limbeck.training import Keyed, TensorSource
 
 Sampler = Callable[..., Tensor]  # (z standard normal (B, ...), cond, fresh noise of step i) -> x
 Figures = dict[str, float]
@@ -61,7 +61,7 @@ class Evaluator:
 
     def _features(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            return torch.cat([self.features(part) for part in x.split(self.chunk)])
+            return torch.cat([self.features(part.to(self.real.device)) for part in x.split(self.chunk)])
 
     @torch.no_grad()
     def sample(self, sampler: Sampler, count: int | None = None, seed: int = EVALUATION_SEED) -> Tensor:
@@ -131,7 +131,7 @@ class Task:
 
     name: str
     teacher: Any
-    source: Source
+    source: TensorSource
     shape: tuple[int, ...]
     evaluator: Evaluator
     sigma_data: float
