@@ -1,0 +1,1 @@
+"""Students on their way home."""
