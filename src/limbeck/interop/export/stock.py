@@ -62,12 +62,8 @@ PIPELINES: dict[str, Stock] = {
         _stock("StableDiffusion3Pipeline", "transformer", "sigmas", unguided=_OFF, lora=True),
         _stock("FluxPipeline", "transformer", "sigmas", even=True, lora=True),
         _stock("SanaPipeline", "transformer", "sigmas", unguided=_OFF, lora=True, seeded=True),
-        _stock("AuraFlowPipeline", "transformer", "sigmas", unguided=_OFF, lora=True),
-        _stock("Lumina2Pipeline", "transformer", "sigmas", even=True, unguided=_OFF, lora=True),
         _stock("QwenImagePipeline", "transformer", "sigmas", even=True, unguided={"true_cfg_scale": 1.0}, lora=True),
         _stock("WanPipeline", "transformer", unguided=_OFF, lora=True, tag="text-to-video"),
-        _stock("LTXPipeline", "transformer", even=True, unguided=_OFF, lora=True, tag="text-to-video"),
-        _stock("HunyuanVideoPipeline", "transformer", "sigmas", even=True, lora=True, tag="text-to-video"),
     )
 }  # fmt: skip
 """By class name: what a student can be written as."""
