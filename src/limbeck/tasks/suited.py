@@ -40,7 +40,9 @@ def suited_options(
     rates: dict[str, Any] = {"student": {"lr": RATE}, "critic": {"lr": 2 * RATE}}
     size = {"batch": 16, "iterations": 1000}
     (begin,) = levels(process, torch.tensor([first]))
-    scores: dict[str, Any] = {"sigmas": (begin,), **compared(schedule, first)}
+    # of tables, samplers elsewhere begin with N(0, I)
+    start: dict[str, Any] = {"begin": "unit"} if isinstance(process, DDPM) else {}
+    scores: dict[str, Any] = {"sigmas": (begin,), **start, **compared(schedule, first)}
     both = {"guidance": guidance, "critic_guidance": guidance}
     own = {"guidance": guidance, **size, **rates, **scores}
     adapters = {**own, "critic": {"lr": ADAPTERS}, "score_law": "uniform"}
@@ -57,7 +59,7 @@ def suited_options(
         "tdm": {**own, **trajectory(schedule, first)},
         "phased-dmd": {**own, **phases(process, first, shift, boundary)},
         "hyper-sd": {
-            "guidance_low": guidance, "guidance_high": guidance, **size, **rates, "discriminator": {"lr": 2 * RATE},
+            "guidance_low": guidance, "guidance_high": guidance, **size, **rates, **start, "discriminator": {"lr": 2 * RATE},
             **({} if isinstance(process, VE) else {"schedule": "time"}), "sigma_high": min(begin, 80.0),
         },
         "rcm": {

@@ -102,6 +102,8 @@ def _tables(steps: Steps, stock: Stock, prediction: str, noise_input: str, base:
     full = {name: base[name] for name in _TABLE if name in base} or _cut(process, len(process.table))
     cut = _cut(process, whole[0] + 1)
     own = {"prediction_type": NAMES[prediction], "clip_sample": False, "steps_offset": 1}  # Stable Diffusion asks for 1
+    if steps.kind in ("ddim", "ancestral"):
+        raise LimbeckError(f"chains of the kind {steps.kind!r} are not exported; train with sampler 'renoise', or with eta 0")
     if steps.kind == "tcd":
         yield from _tcd(steps, stock, whole, own)
     elif steps.begins_with_z and exact:
@@ -188,6 +190,8 @@ def _flows(steps: Steps, stock: Stock, prediction: str, noise_input: str) -> Ite
             f"schedulers of flows know networks that answer the velocity to 1000 sigma, not {prediction!r} told {noise_input!r}; "
             "export with `--to torch-export`"
         )
+    if steps.kind not in ("fresh", "ode"):
+        raise LimbeckError(f"schedulers of flows draw fresh noise or none, not that of {steps.kind!r}; sample with eta 0")
     if not steps.begins_with_z:
         raise LimbeckError(
             f"flow pipelines begin with N(0, I), the student with s = {_s(steps):.6g} times that; let its first level be inf "
