@@ -45,6 +45,7 @@ def suited_options(
     scores: dict[str, Any] = {"sigmas": (begin,), **start, **compared(schedule, first)}
     both = {"guidance": guidance, "critic_guidance": guidance}
     own = {"guidance": guidance, **size, **rates, **scores}
+    told = "log_sigma" if schedule.noise_input == "log_sigma" else "thousand_log_sigma"  # networks that count to 1000
     adapters = {**own, "critic": {"lr": ADAPTERS}, "score_law": "uniform"}
     found: Suited = {
         "dmd": own,
@@ -67,7 +68,7 @@ def suited_options(
             # forward mode needs layers that diffusers' networks do not promise, and their float32 times coarse differences
             "jvp": "discrete", "h": 0.05, **({} if images else {"scm_weight": 0.0, "dmd_weight": 1.0}),
         },
-        "ict": {**size, "student": {"lr": ADAPTERS}},
+        "ict": {**size, "student": {"lr": ADAPTERS}, "noise_input": told},
         "pso": {**size, "student": {"lr": ADAPTERS}},
     }  # fmt: skip
     return {name: {key: value for key, value in options.items() if value is not None} for name, options in found.items()}

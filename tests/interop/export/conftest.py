@@ -23,6 +23,27 @@ def cache(tmp_path_factory):
         yield
 
 
+def classes(folder: Path):
+    """A class-conditional U-Net whose samples stay within the range of pictures."""
+    from diffusers import DDPMPipeline, DDPMScheduler
+    from tiny_pipelines import unet
+
+    return DDPMPipeline(unet(num_class_embeds=3), DDPMScheduler(prediction_type="v_prediction"))
+
+
+def wan(folder: Path):
+    """Wan 2.2: two transformers, the second below a boundary."""
+    from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+    from tiny_pipelines import t5, words_tokenizer
+
+    sizes = {"attention_head_dim": 12, "text_dim": 16, "freq_dim": 16, "ffn_dim": 16, "num_layers": 1, "num_attention_heads": 2}
+    networks = [WanTransformer3DModel(**sizes, in_channels=16, out_channels=16).eval() for _ in range(2)]
+    vae = AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True])
+    return WanPipeline(
+        words_tokenizer(), t5(), vae.eval(), FlowMatchEulerDiscreteScheduler(shift=5.0), networks[0], networks[1], boundary_ratio=0.9
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def run_of(tmp_path_factory):
     """(name of a tiny pipeline, method, options...) -> the folder of a run of one iteration."""
@@ -30,12 +51,15 @@ def run_of(tmp_path_factory):
 
     place = tmp_path_factory.mktemp("students")
 
-    def made(name: str, method: str, *, data=None, **options) -> Path:
-        from tiny_pipelines import saved
+    def model_of(name: str) -> Path:
+        from tiny_pipelines import MAKERS, saved
 
-        model = place / name
-        if not model.is_dir():
-            saved(name, place)
+        if not (place / name).is_dir():
+            saved(name, place) if name in MAKERS else own_saved(name, place / name)
+        return place / name
+
+    def made(name: str, method: str, *, data=None, **options) -> Path:
+        model = model_of(name)
         prompts = place / "prompts.txt"
         prompts.write_text("\n".join(PROMPTS) + "\n")
         asked = {} if name in ("ddpm", "classes", "dit") else {"prompts": str(prompts)}
@@ -44,7 +68,14 @@ def run_of(tmp_path_factory):
         few = {"judged": 2, "judged_batch": 2, "teacher_nodes": 2, "iterations": 1, "batch": 2, "quiet": True}
         return distill(method=method, model=str(model), out=out, **few, **asked, **pictures, **options).path
 
+    made.model = model_of
     return made
+
+
+def own_saved(name: str, folder: Path) -> None:
+    """Write one of the pipelines above."""
+    torch.manual_seed(0)
+    {"classes": classes, "wan": wan}[name](folder).save_pretrained(folder)
 
 
 @pytest.fixture(scope="session")
@@ -66,10 +97,14 @@ def stock(tmp_path_factory):
     return sample
 
 
-def ours(run: Path, seed: int, count: int = 2) -> torch.Tensor:
-    """The samples of ``limbeck sample RUN --noise torch``."""
+@pytest.fixture(scope="session")
+def ours():
+    """(run, seed) -> two samples of ``limbeck sample RUN --noise torch --seed SEED``."""
     from limbeck.runs import open_run
     from limbeck.runs.exporting import sample_as_pipelines_do
 
-    done, task = open_run(run, quiet=True)
-    return sample_as_pipelines_do(done, task, count, seed)
+    def sample(run: Path, seed: int, count: int = 2) -> torch.Tensor:
+        done, task = open_run(run, quiet=True)
+        return sample_as_pipelines_do(done, task, count, seed)
+
+    return sample
