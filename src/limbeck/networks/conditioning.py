@@ -46,7 +46,7 @@ class LabelEmbedding(nn.Module):
     def null(self) -> Tensor:
         return torch.tensor(self.classes, device=self.table.weight.device)
 
-    def forward(self, cond: Condition | None, batch: int) -> Tensor:
+    def forward(self, cond: Condition | None, batch: int | torch.SymInt) -> Tensor:
         if cond is None or "label" not in cond:
             return self.table(self.null.expand(batch))
         label = cond["label"]

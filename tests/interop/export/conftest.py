@@ -49,7 +49,7 @@ def run_of(tmp_path_factory):
     """(name of a tiny pipeline, method, options...) -> the folder of a run of one iteration."""
     from limbeck.runs import distill
 
-    place = tmp_path_factory.mktemp("students")
+    place, runs = tmp_path_factory.mktemp("students"), {}
 
     def model_of(name: str) -> Path:
         from tiny_pipelines import MAKERS, saved
@@ -59,6 +59,9 @@ def run_of(tmp_path_factory):
         return place / name
 
     def made(name: str, method: str, *, data=None, **options) -> Path:
+        key = repr((name, method, sorted(options.items(), key=str)))
+        if data is None and key in runs:
+            return runs[key]
         model = model_of(name)
         prompts = place / "prompts.txt"
         prompts.write_text("\n".join(PROMPTS) + "\n")
@@ -66,7 +69,8 @@ def run_of(tmp_path_factory):
         pictures = {} if data is None else {"data": data}
         out = place / f"{name}-{method}-{len(list(place.iterdir()))}"
         few = {"judged": 2, "judged_batch": 2, "teacher_nodes": 2, "iterations": 1, "batch": 2, "quiet": True}
-        return distill(method=method, model=str(model), out=out, **few, **asked, **pictures, **options).path
+        runs[key] = distill(method=method, model=str(model), out=out, **few, **asked, **pictures, **options).path
+        return runs[key]
 
     made.model = model_of
     return made
