@@ -39,7 +39,8 @@ FAST = [
 SLOW = [
     Case("ddpm", "dmd", scheduler="DDIMScheduler"),
     Case("ddpm", "dmd", 4, {"begin": "noise", "renoise": "ode"}, "EulerDiscreteScheduler"),
-    Case("ddpm", "ict", 2, {"double": 1}, "CMStochasticIterativeScheduler", pictures=True),
+    Case("ddpm", "ict", 2, {"s0": 2, "s1": 2}, "CMStochasticIterativeScheduler", pictures=True),
+    Case("ddpm", "ict", 2, {"schedule": "ect"}, "CMStochasticIterativeScheduler", pictures=True),
     Case("ddpm", "f-distill", 1, {"gan_features": ("network.model.mid_block",)}, "DDIMScheduler", pictures=True),
     Case("stable_diffusion", "dmd", scheduler="DDIMScheduler"),
     Case("stable_diffusion", "tdm", 0, scheduler="DDIMScheduler"),
@@ -92,6 +93,11 @@ def as_drawn(case, run, x):
     return x
 
 
+def card_code(folder):
+    """The code block of a model card."""
+    return (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+
+
 def check(cases, run_of, stock, ours, tmp_path):
     runs, exports = [], []
     for i, case in enumerate(cases):
@@ -100,7 +106,9 @@ def check(cases, run_of, stock, ours, tmp_path):
         exports.append(export_run(runs[-1], "diffusers", tmp_path / str(i)))
         scheduler = json.loads((exports[-1].path / "scheduler" / "scheduler_config.json").read_text())
         assert scheduler["_class_name"] == case.scheduler, case
-    theirs = stock([job(case, exported) for case, exported in zip(cases, exports, strict=True)])
+    cards = [{"code": card_code(exported.path), "place": str(tmp_path)} for exported in exports[-1:]]
+    *theirs, _ = stock([*(job(case, exported) for case, exported in zip(cases, exports, strict=True)), *cards])
+    assert (tmp_path / ("sample.gif" if cases[-1].name == "wan" else "sample.png")).is_file()
     for case, run, array in zip(cases, runs, theirs, strict=True):
         x = as_drawn(case, run, ours(run, 7)).numpy()
         assert array.shape == x.shape, case
