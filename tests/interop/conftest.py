@@ -75,7 +75,7 @@ def _sdxl() -> Case:
     more = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 60}
     model = _made("UNet2DConditionModel", **WITH_TEXT, **more, use_linear_projection=True, time_cond_proj_dim=6)
     sizes = torch.tensor([[64.0, 64.0, 0.0, 0.0, 64.0, 64.0]]).expand(2, 6)
-    cond = {"encoder_hidden_states": (4, 8), "text_embeds": (12,), "time_ids": sizes}
+    cond = {"encoder_hidden_states": (4, 8), "text_embeds": (12,), "time_ids": sizes, "timestep_cond": (6,)}
     return Case(model, (4, 8, 8), cond, lambda: _diffusers("DDIMScheduler")())
 
 
@@ -171,3 +171,9 @@ def case(request) -> Case:
 def tiny() -> Callable[[str], Case]:
     """A case by its name."""
     return _kept
+
+
+@pytest.fixture
+def made_unet() -> Callable[..., nn.Module]:
+    """A U-Net of two levels, with more arguments of yours."""
+    return _unet

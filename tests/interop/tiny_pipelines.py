@@ -86,6 +86,13 @@ def ddpm(folder: Path, **more):
     return DDPMPipeline(unet(**more), DDPMScheduler())
 
 
+def ddpm_v(folder: Path):
+    """v-prediction with a zero terminal signal."""
+    from diffusers import DDIMScheduler, DDPMPipeline
+
+    return DDPMPipeline(unet(), DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True))
+
+
 def dit(folder: Path):
     from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
@@ -99,7 +106,14 @@ def dit(folder: Path):
 def stable_diffusion(folder: Path, **scheduler):
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-    steps = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, **scheduler}
+    steps = {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "clip_sample": False,
+        "steps_offset": 1,
+        **scheduler,
+    }
     return StableDiffusionPipeline(
         kl(), clip(), clip_tokenizer(folder / "files"), text_unet(), DDIMScheduler(**steps), None, None, requires_safety_checker=False
     )  # fmt: skip
@@ -146,7 +160,131 @@ def flux(folder: Path):
     return FluxPipeline(scheduler, vae, clip(), tokenizer, t5(), words_tokenizer(), model.eval())
 
 
-MAKERS = {"ddpm": ddpm, "dit": dit, "stable_diffusion": stable_diffusion, "sdxl": sdxl, "sd3": sd3, "flux": flux}
+def pixart(folder: Path):
+    from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
+
+    model = PixArtTransformer2DModel(
+        num_attention_heads=3, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, cross_attention_dim=24,
+        sample_size=128, patch_size=2, caption_channels=16, norm_num_groups=2, use_additional_conditions=True,
+    )  # fmt: skip
+    return PixArtAlphaPipeline(words_tokenizer(), t5(), kl(), model.eval(), DPMSolverMultistepScheduler())
+
+
+def sana(folder: Path):
+    from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaTransformer2DModel
+    from transformers import Gemma2Config, Gemma2Model
+
+    vae = AutoencoderDC(
+        in_channels=3, latent_channels=4, attention_head_dim=2, encoder_block_types=("ResBlock", "EfficientViTBlock"),
+        decoder_block_types=("ResBlock", "EfficientViTBlock"), encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
+        encoder_qkv_multiscales=((), (5,)), decoder_qkv_multiscales=((), (5,)), encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1), downsample_block_type="conv", upsample_block_type="interpolate", decoder_norm_types="rms_norm",
+        decoder_act_fns="silu", scaling_factor=0.41407,
+    )  # fmt: skip
+    model = SanaTransformer2DModel(
+        patch_size=1, in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=4,
+        num_cross_attention_heads=2, cross_attention_head_dim=4, cross_attention_dim=8, caption_channels=16, sample_size=8,
+    )  # fmt: skip
+    gemma = Gemma2Config(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    return SanaPipeline(
+        words_tokenizer(), Gemma2Model(gemma).eval(), vae.eval(), model.eval(), FlowMatchEulerDiscreteScheduler(shift=3.0)
+    )
+
+
+def qwen(folder: Path):
+    from diffusers import (
+        AutoencoderKLQwenImage,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImagePipeline,
+        QwenImageTransformer2DModel,
+    )
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    vae = AutoencoderKLQwenImage(
+        base_dim=8, z_dim=4, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 2.0, 2.5, 3.0],
+    )  # fmt: skip
+    model = QwenImageTransformer2DModel(
+        patch_size=2, in_channels=16, out_channels=4, num_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=16, guidance_embeds=False, axes_dims_rope=(4, 4, 8),
+    )  # fmt: skip
+    text = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
+        "vocab_size": 64, "rope_scaling": {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"}, "rope_theta": 1e6,
+    }  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+    encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, max_image_seq_len=8192
+    )
+    return QwenImagePipeline(scheduler, vae.eval(), encoder.eval(), words_tokenizer(128), model.eval())
+
+
+def wan_transformer():
+    from diffusers import WanTransformer3DModel
+
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=16, freq_dim=16,
+        ffn_dim=16, num_layers=1, rope_max_seq_len=16,
+    ).eval()  # fmt: skip
+
+
+def wan(folder: Path, experts: bool = False):
+    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
+
+    vae = AutoencoderKLWan(
+        base_dim=4, z_dim=4, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[True], scale_factor_spatial=2,
+        scale_factor_temporal=2, latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 2.0, 2.5, 3.0],
+    )  # fmt: skip
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0)
+    more = {"transformer_2": wan_transformer(), "boundary_ratio": 0.875} if experts else {}
+    return WanPipeline(words_tokenizer(), t5(), vae.eval(), scheduler, transformer=wan_transformer(), **more)
+
+
+def wan_experts(folder: Path):
+    return wan(folder, experts=True)
+
+
+def cogvideox(folder: Path):
+    from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
+
+    vae = AutoencoderKLCogVideoX(
+        in_channels=3, out_channels=3, down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(4, 4, 4, 4), latent_channels=4, layers_per_block=1, norm_num_groups=2, temporal_compression_ratio=4,
+        scaling_factor=1.15,
+    )  # fmt: skip
+    model = CogVideoXTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8, text_embed_dim=16, num_layers=1,
+        sample_width=4, sample_height=4, sample_frames=9, patch_size=2, temporal_compression_ratio=4, max_text_seq_length=16,
+        use_rotary_positional_embeddings=True,
+    )  # fmt: skip
+    scheduler = CogVideoXDDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=3.0)
+    return CogVideoXPipeline(words_tokenizer(), t5(), vae.eval(), model.eval(), scheduler)
+
+
+MAKERS = {
+    "ddpm": ddpm,
+    "ddpm_v": ddpm_v,
+    "dit": dit,
+    "stable_diffusion": stable_diffusion,
+    "sdxl": sdxl,
+    "sd3": sd3,
+    "flux": flux,
+    "pixart": pixart,
+    "sana": sana,
+    "qwen": qwen,
+    "wan": wan,
+    "wan_experts": wan_experts,
+    "cogvideox": cogvideox,
+}
 
 
 def saved(name: str, folder: Path, **more) -> Path:

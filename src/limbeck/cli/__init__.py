@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from limbeck.cli.catalogue import methods
 from limbeck.cli.distilling import distill, value_of
@@ -120,7 +120,7 @@ def evaluate(arguments: list[str]) -> int:
         "student": task.evaluator(done.sampler(), nfe),
         "noise_floor": task.evaluator.noise_floor(),
     }
-    known = {name: done.summary[name] for name in ("seconds", "reference") if name in done.summary}
+    known: dict[str, Any] = {name: done.summary[name] for name in ("seconds", "reference") if name in done.summary}
     show({"seconds": float("nan"), **known, **figures})
     return 0
 

@@ -13,7 +13,6 @@ from limbeck.errors import LimbeckError
 
 Call = Callable[[Any, Tensor, Tensor, Cond], Tensor]  # (model, x (B, ...), timestep (B,), conditions) -> its answer
 Sides = Callable[[Any], Mapping[str, int]]  # (model) -> what these axes of x must be multiples of
-ANY: Sides = lambda model: {}
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Convention:
     when: Mapping[str, Callable[[Any], bool]] = field(default_factory=dict)
     layers: tuple[str, ...] = ("transformer_blocks.{}",)
     axes: str = "BCHW"
-    sides: Sides = ANY
+    sides: Sides = lambda model: {}
     packs: int = 1
     null: Callable[[Any], Cond | None] = lambda model: None
 
@@ -68,7 +67,7 @@ def _sd3(model: Any, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
 
 def _flux(model: Any, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
     text, h, w = cond["encoder_hidden_states"], x.shape[2] // 2, x.shape[3] // 2
-    places = torch.cartesian_prod(torch.arange(h), torch.arange(w)).to(x)
+    places = torch.cartesian_prod(torch.arange(h, device=x.device), torch.arange(w, device=x.device)).to(x)
     tokens = model(
         packed(x),
         text,
@@ -108,17 +107,17 @@ def _cogvideox(model: Any, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
 
 
 def _cogvideox_rotary(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    from diffusers.models.embeddings import get_3d_rotary_pos_embed
+    from diffusers.models import embeddings
     from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 
-    config, frames = model.config, x.shape[1]
-    patch, patch_t = config.patch_size, config.patch_size_t
+    rotary: Any = embeddings.get_3d_rotary_pos_embed
+    config, frames, patch = model.config, x.shape[1], model.config.patch_size
     grid, base = (x.shape[3] // patch, x.shape[4] // patch), (config.sample_height // patch, config.sample_width // patch)
-    if patch_t is None:  # CogVideoX 1.0
+    if config.patch_size_t is None:  # CogVideoX 1.0
         crop = get_resize_crop_region_for_grid(grid, base[1], base[0])
-        return get_3d_rotary_pos_embed(config.attention_head_dim, crop, grid, frames, device=x.device)
-    cut = {"grid_type": "slice", "max_size": base, "device": x.device}  # CogVideoX 1.5
-    return get_3d_rotary_pos_embed(config.attention_head_dim, None, grid, frames // patch_t, **cut)
+        return rotary(config.attention_head_dim, crop, grid, frames, device=x.device)
+    cut = {"grid_type": "slice", "max_size": base}  # CogVideoX 1.5
+    return rotary(config.attention_head_dim, None, grid, frames // config.patch_size_t, device=x.device, **cut)
 
 
 def packed(x: Tensor) -> Tensor:
@@ -153,6 +152,14 @@ def _is_sdxl(model: Any) -> bool:
     return model.config.addition_embed_type == "text_time"
 
 
+def _tells_guidance(model: Any) -> bool:
+    return model.config.time_cond_proj_dim is not None
+
+
+def _starts_from_images(model: Any) -> bool:
+    return model.config.image_dim is not None
+
+
 def _has_sizes(model: Any) -> bool:
     return model.use_additional_conditions
 
@@ -168,14 +175,14 @@ def _twice(model: Any) -> Mapping[str, int]:
 TEXT = ("encoder_hidden_states",)
 POOLED = (*TEXT, "pooled_projections")
 GUIDANCE = {"guidance": _has_guidance}
-# where a block answers text before image tokens, what its first norm puts out is the image's
+# Where a block answers text before image tokens, what its first norm puts out is the image's; single blocks of Flux mix both.
 CONVENTIONS: dict[str, Convention] = {
     "UNet2DModel": Convention(_unet, when={"label": _has_classes}, layers=("mid_block",), sides=_halved),
     "UNet2DConditionModel": Convention(
         _unet_with_text,
         TEXT,
-        ("encoder_attention_mask", "timestep_cond"),
-        {"label": _has_classes, "text_embeds": _is_sdxl, "time_ids": _is_sdxl},
+        ("encoder_attention_mask",),
+        {"label": _has_classes, "text_embeds": _is_sdxl, "time_ids": _is_sdxl, "timestep_cond": _tells_guidance},
         layers=("mid_block",),
     ),
     "DiTTransformer2DModel": Convention(
@@ -203,7 +210,12 @@ CONVENTIONS: dict[str, Convention] = {
     ),
     "SanaTransformer2DModel": Convention(_sana, TEXT, ("encoder_attention_mask",), GUIDANCE, sides=_patched),
     "WanTransformer3DModel": Convention(
-        _wan, TEXT, ("encoder_hidden_states_image",), layers=("blocks.{}",), axes="BCFHW", sides=_patched
+        _wan,
+        TEXT,
+        when={"encoder_hidden_states_image": _starts_from_images},
+        layers=("blocks.{}",),
+        axes="BCFHW",
+        sides=_patched,
     ),
     "CogVideoXTransformer3DModel": Convention(_cogvideox, TEXT, axes="BFCHW", sides=_patched),
 }

@@ -148,12 +148,14 @@ def quiet_libraries() -> Iterator[None]:
 
     levels = ours.get_verbosity(), theirs.get_verbosity()
     bars = theirs.is_progress_bar_enabled()
-    ours.set_verbosity_error(), theirs.set_verbosity_error()
-    ours.disable_progress_bar(), theirs.disable_progress_bar()
+    for library in (ours, theirs):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
     try:
         yield
     finally:
-        ours.set_verbosity(levels[0]), theirs.set_verbosity(levels[1])
+        ours.set_verbosity(levels[0])
+        theirs.set_verbosity(levels[1])
         ours.enable_progress_bar()
         if bars:
             theirs.enable_progress_bar()

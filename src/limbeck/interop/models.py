@@ -1,6 +1,7 @@
 """Models of diffusers as raw networks F(x, timestep, cond), by class: how each is called is a table (conventions)."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -24,13 +25,15 @@ class DiffusersNetwork(nn.Module):
 
     def __init__(self, model: nn.Module, null: Cond | None = None, fixed: Cond | None = None):
         super().__init__()
-        self.model, self.convention = model, convention_of(model)
+        self.model: Any = model
+        self.convention = convention_of(model)
         null = self.convention.null(model) if null is None else null
         self._null, self._fixed = self._kept("null", null or {}), self._kept("fixed", fixed or {})
         self._has_null = null is not None
-        for module in model.modules():
-            if hasattr(module, "dropout_prob"):
-                module.dropout_prob = 0.0  # DiT in train mode would drop labels, each block others: who trains drops them
+        part: Any
+        for part in model.modules():
+            if hasattr(part, "dropout_prob"):
+                part.dropout_prob = 0.0  # DiT in train mode would drop labels, each block others: who trains drops them
 
     def _kept(self, prefix: str, values: Cond) -> tuple[str, ...]:
         self._check_names(values)

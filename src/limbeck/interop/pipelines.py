@@ -7,7 +7,7 @@ encoders and autoencoders are let go again. Only the classes below are known, an
 import gc
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,16 +22,18 @@ from limbeck.interop.folders import Folder, known, quiet_libraries, read_folder
 from limbeck.interop.latents import FRAMES_FIRST, PICTURES, VIDEO, decoded, encoded, reduction
 from limbeck.interop.models import DiffusersNetwork
 from limbeck.interop.schedules import Schedule, diffusers_denoiser, read_schedule
-from limbeck.interop.texts import TEXTS, encode_prompts, longest
+from limbeck.interop.sizes import PACKED, frames, pixels, sampled_shift
+from limbeck.interop.texts import TEXTS, encode_prompts
 from limbeck.samplers import Experts
 
 Said = Callable[[int], None]  # hears how many are done
-SILENT: Said = lambda done: None
 CLASSES = ("DDPMPipeline", "DDIMPipeline", "DiTPipeline", *TEXTS)
 """The classes of pipelines that are known; beside them bare models without text."""
 BARE = ("UNet2DModel",)
-SIDES = {"FluxPipeline": 128, "QwenImagePipeline": 128}  # latents, where the network's config does not say
-VIDEO_SIZES = {"WanPipeline": (480, 832, 81)}
+
+
+def unheard(done: int) -> None:
+    """Nobody hears how many are done."""
 
 
 @dataclass
@@ -119,7 +121,7 @@ class Pipeline:
             )
         process, low = denoiser.process, diffusers_denoiser(self.network("transformer_2", null), self.scheduler)
         # the first serves t >= ratio, the second t < ratio; experts serve intervals that are closed above
-        edge = torch.nextafter(torch.tensor(ratio, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)).item()
+        edge = float(ratio) * (1 - 1e-12)
         return Experts([(process.t_min - 1, edge, low), (edge, process.t_max, denoiser)]).eval()
 
     def network(self, name: str, null: Cond | None = None) -> DiffusersNetwork:
@@ -157,93 +159,52 @@ class Pipeline:
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        """Height and width in pixels. Raises LimbeckError where they do not fit the autoencoder."""
-        config, factor = self.described(self.network_name)[1], self.reduction[0]
-        side = config.get("sample_size") or SIDES.get(self.kind)
-        sides = tuple(side) if isinstance(side, (list, tuple)) else (side, side)
-        if self.kind in VIDEO_SIZES:
-            sides = tuple(n // factor for n in VIDEO_SIZES[self.kind][:2])
-        elif "sample_height" in config:
-            sides = (config["sample_height"], config["sample_width"])
-        height, width = (given or factor * (n or 0) for given, n in zip((self.height, self.width), sides, strict=True))
-        if not height or not width:
-            raise LimbeckError(
-                f"the {self.kind} does not say how large its pictures are; give height and width (--height, --width)"
-            )
-        if height % factor or width % factor:
-            raise LimbeckError(f"{height} x {width} pixels: this pipeline makes pictures whose sides are multiples of {factor}")
-        return height, width
+        """Height and width in pixels."""
+        config = self.described(self.network_name)[1]
+        return pixels(self.kind, config, self.reduction[0], self.height, self.width)
 
     @cached_property
     def frames(self) -> int | None:
-        """The frames of a video (None: pictures). Raises LimbeckError for numbers that the autoencoder cannot make."""
+        """The frames of a video (None: pictures)."""
         if self.vae_kind not in VIDEO or self.vae_kind in PICTURES:
             if self.num_frames is not None:
                 raise LimbeckError(f"num_frames={self.num_frames}: a {self.kind} makes pictures; leave it out")
             return None
-        config, factor = self.described(self.network_name)[1], self.reduction[1]
-        own = VIDEO_SIZES[self.kind][2] if self.kind in VIDEO_SIZES else config.get("sample_frames", 1)
-        frames = self.num_frames or own
-        if (frames - 1) % factor:
-            near = max(round((frames - 1) / factor), 0) * factor + 1
-            raise LimbeckError(
-                f"num_frames={frames}: this pipeline makes 1, {factor + 1}, {2 * factor + 1}, ... frames; e.g. {near}"
-            )
-        return int(frames)
+        return frames(self.kind, self.described(self.network_name)[1], self.reduction[1], self.num_frames)
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """The shape of what the network denoises: (C, H, W), or of videos (C, F, H, W), CogVideoX's (F, C, H, W)."""
-        config = self.described(self.network_name)[1]
+        channels = self.described(self.network_name)[1]["in_channels"] // (4 if self.kind in PACKED else 1)
         (height, width), (space, time) = self.size, self.reduction
-        packs = 4 if self.kind in SIDES else 1
-        channels, sides = config["in_channels"] // packs, (height // space, width // space)
+        sides = height // space, width // space
         if self.frames is None:
             return (channels, *sides)
-        frames = (self.frames - 1) // time + 1
-        return (frames, channels, *sides) if self.vae_kind in FRAMES_FIRST else (channels, frames, *sides)
+        count = (self.frames - 1) // time + 1
+        return (count, channels, *sides) if self.vae_kind in FRAMES_FIRST else (channels, count, *sides)
 
     @cached_property
     def shift(self) -> float:
         """The flow shift with which the scheduler samples at this size (1: none, or no flow)."""
-        config = self.scheduler.config
-        if not config.get("use_dynamic_shifting"):
-            return float(config.get("shift") or (config.get("flow_shift") if config.get("use_flow_sigmas") else None) or 1.0)
-        tokens = self.shape[-1] * self.shape[-2] // 4
-        low, high = config["base_image_seq_len"], config["max_image_seq_len"]
-        slope = (config["max_shift"] - config["base_shift"]) / (high - low)
-        mu = config["base_shift"] + slope * (tokens - low)
-        return float(torch.exp(torch.tensor(mu))) if config.get("time_shift_type", "exponential") == "exponential" else mu
+        return sampled_shift(self.scheduler.config, self.shape[-1] * self.shape[-2] // 4)
 
     # -- text and pictures --------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _used(self, name: str, dtype: torch.dtype) -> Iterator[Any]:
-        """A model on the device for as long as it is needed."""
-        model = self.component(name, dtype)
-        before = next(model.parameters()).device
-        try:
-            yield model.to(self.device)
-        finally:
-            model.to(before)
-            del model
-            gc.collect()
-
-    def encode_text(self, prompts: Sequence[str], said: Said = SILENT) -> tuple[Cond, Cond]:
+    def encode_text(self, prompts: Sequence[str], said: Said = unheard) -> tuple[Cond, Cond]:
         """(conditions of the prompts (N, ...), null condition of one sample), on the CPU; see `encode_prompts`."""
-        pipe = self._text_pipeline()
-        try:
+        if not self.has("text_encoder"):
+            raise LimbeckError(
+                f"this {self.kind} has no text_encoder, which prompts are encoded with once; add it to the pipeline"
+            )
+        with ExitStack() as stack:
+            pipe = self._text_pipeline()
             for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
                 if getattr(pipe, name, None) is not None:
-                    getattr(pipe, name).to(self.device)
-            return encode_prompts(TEXTS[self.kind], pipe, prompts, self.size, self.tokens, said=said)
-        finally:
-            if self.folder is None:
-                for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
-                    if self.given.get(name) is not None:
-                        self.given[name].to("cpu")
-            del pipe
-            gc.collect()
+                    stack.enter_context(placed(getattr(pipe, name), self.device))
+            found = encode_prompts(TEXTS[self.kind], pipe, prompts, self.size, self.tokens, said=said)
+        del pipe
+        gc.collect()  # text encoders are large, and pipelines may hold them in circles
+        return found
 
     def _text_pipeline(self) -> Any:
         """The stock pipeline with its tokenizers and text encoders alone."""
@@ -266,18 +227,18 @@ class Pipeline:
         with quiet_libraries():
             return cls(**{**needed, **plain, **parts})
 
-    def encode(self, images: Tensor, said: Said = SILENT, chunk: int = 8) -> Tensor:
+    def encode(self, images: Tensor, said: Said = unheard, chunk: int = 8) -> Tensor:
         """The latents (N, *shape), on the CPU, of pictures (N, C, H, W) in [-1, 1] at :attr:`size`."""
         if not self.has("vae"):
             return images
-        with self._used("vae", self.dtype) as vae:
+        with placed(self.component("vae"), self.device) as vae:
             return _by_chunks(lambda x: encoded(vae, x), images, self.device, chunk, said)
 
-    def decode(self, latents: Tensor, said: Said = SILENT, chunk: int = 8) -> Tensor:
+    def decode(self, latents: Tensor, said: Said = unheard, chunk: int = 8) -> Tensor:
         """Pictures (N, C, H, W) or videos (N, C, F, H, W), on the latents' device and in their dtype, not clamped."""
         if not self.has("vae"):
             return latents
-        with self._used("vae", self.dtype) as vae:
+        with placed(self.component("vae"), self.device) as vae:
             return _by_chunks(lambda x: decoded(vae, x), latents, self.device, chunk, said).to(latents)
 
     def digest(self, *names: str) -> str | None:
@@ -285,6 +246,16 @@ class Pipeline:
         if self.folder is None:
             return None
         return self.folder.digest(n for n in sorted(self.folder.components) if n.startswith(names))
+
+
+@contextmanager
+def placed(model: Any, device: str) -> Iterator[Any]:
+    """A model on the device for as long as it is needed, then back where it was."""
+    before = next(model.parameters()).device
+    try:
+        yield model.to(device)
+    finally:
+        model.to(before)
 
 
 def _by_chunks(function: Callable[[Tensor], Tensor], x: Tensor, device: str, chunk: int, said: Said) -> Tensor:
@@ -310,7 +281,8 @@ def open_pipeline(model: Any, **how: Any) -> Pipeline:
             raise LimbeckError(f"the model is a {type(model).__name__}; give a pipeline of diffusers or its folder")
         kind = type(model).__name__
         known(kind, CLASSES)
-        return Pipeline(kind, None, dict(components), dict(model.config), **how)
+        settings = {n: v for n, v in model.config.items() if n not in components}
+        return Pipeline(kind, None, dict(components), settings, **how)
     folder = read_folder(model)
     if folder.kind == "":
         name = folder.components["model"][1]
@@ -321,4 +293,4 @@ def open_pipeline(model: Any, **how: Any) -> Pipeline:
     return Pipeline(folder.kind or folder.components["model"][1], folder, {}, folder.settings, **how)
 
 
-__all__ = ["BARE", "CLASSES", "Pipeline", "longest", "open_pipeline"]
+__all__ = ["BARE", "CLASSES", "Pipeline", "open_pipeline"]

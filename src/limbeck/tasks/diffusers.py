@@ -4,8 +4,8 @@ Prompts and pictures are encoded once and kept (LIMBECK_CACHE); text encoders an
 trained. Without pictures of one's own, students are judged against samples of the teacher, drawn once and kept as well.
 """
 
-import json
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +20,17 @@ from limbeck.interop import DiffusersNetwork
 from limbeck.interop.pipelines import Pipeline, open_pipeline
 from limbeck.noise import DDPM, VE, Process, ddpm_grid, linear_grid
 from limbeck.samplers import Experts
+from limbeck.tasks.diffusers_inputs import conditions, latents_of, read_inputs
 from limbeck.tasks.features import image_features, whitened
-from limbeck.tasks.folder import as_images, load_pictures
 from limbeck.tasks.own import named_features, sampled_range
-from limbeck.tasks.prompt_files import captions_of, read_prompts
 from limbeck.tasks.suited import suited_options
 from limbeck.tasks.task import Evaluator, Task, side_by_side_frames
 from limbeck.tasks.tensor_cache import cached_tensors, digest_of
-from limbeck.training import Source, TensorSource
+from limbeck.training import TensorSource
 from limbeck.training.progress import Progress
 
 REFERENCE_SEED = 2**31 - 2  # the teacher's samples that others are judged against: not those that it is judged by
+NOISE = 1024  # rows of a source without data and conditions
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,6 @@ class DiffusersOptions:
 OPTIONS = DiffusersOptions
 
 
-class Nothing:
-    """A source without data or conditions: noise is all that a student of an unconditional teacher needs."""
-
-    size = 1024
-
-    def fetch(self, rows: Tensor) -> tuple[Tensor | None, Cond | None]:
-        """(None, None)."""
-        return None, None
-
-
 def diffusers_task(
     model: Any,
     prompts: Any = None,
@@ -117,12 +107,12 @@ def diffusers_task(
         model, height=height, width=width, num_frames=num_frames, guidance=guidance_embedding, tokens=tokens,
         text_dtype=getattr(torch, text_dtype), device=device,
     )  # fmt: skip
-    images, labels, captions = _pictures(pipeline, data, prompts)
-    cond, null = _conditions(pipeline, captions, labels, quiet)
+    images, labels, captions = read_inputs(pipeline, data, prompts)
+    cond, null = conditions(pipeline, captions, labels, quiet)
     teacher = pipeline.denoiser(null).to(device, number_type)
-    latents = None if images is None else _latents(pipeline, images, quiet).to(number_type)
+    latents = None if images is None else latents_of(pipeline, images, quiet).to(number_type)
     asked = None if cond is None else {name: _typed(v, number_type) for name, v in cond.items()}
-    source: Source = Nothing() if latents is None and asked is None else TensorSource(latents, asked)
+    source = TensorSource(latents, asked, None if asked or latents is not None else NOISE)
     check_denoiser(teacher, torch.zeros(2, *pipeline.shape, device=device, dtype=number_type), _rows(asked, 2, device))
     times = None if isinstance(teacher.process, VE) else lambda n: teacher_times(pipeline, teacher.process, n)
     blank = torch.zeros(1, *pipeline.shape, device=device, dtype=number_type)
@@ -141,7 +131,8 @@ def diffusers_task(
         kept, _ = cached_tensors("samples", key, lambda: _teachers_samples(task, quiet), quiet)
         latents, images = kept["latents"].to(number_type), kept.get("images", kept["latents"])
     assert images is not None
-    evaluator = _evaluator(task.evaluator, latents[:judged].to(blank), images[:judged].to(blank), features)
+    rows = spread_rows(len(latents), min(judged, len(latents)))
+    evaluator = _evaluator(task.evaluator, latents[rows].to(blank), images[rows].to(blank), features)
     if not quiet:
         print(_said(pipeline, source, evaluator, task), file=sys.stderr)
     sigma_data = float(latents.double().std())
@@ -181,7 +172,7 @@ def teacher_times(pipeline: Pipeline, process: Process, nodes: int) -> Tensor:
 
 def fresh_network(teacher: Any) -> Callable[[], nn.Module]:
     """Makes networks of the teacher's architecture with new weights."""
-    inner = teacher.experts[0][2] if isinstance(teacher, Experts) else teacher
+    inner: Any = teacher.experts[0][2] if isinstance(teacher, Experts) else teacher
     network: DiffusersNetwork = inner.network
 
     def made() -> nn.Module:
@@ -189,72 +180,6 @@ def fresh_network(teacher: Any) -> Callable[[], nn.Module]:
         return DiffusersNetwork(type(model).from_config(model.config), network.null, network.fixed)
 
     return made
-
-
-def _pictures(pipeline: Pipeline, data: Any, prompts: Any) -> tuple[Tensor | None, Tensor | None, list[str] | None]:
-    """(pictures at the pipeline's size or None, their labels, what is asked for in words)."""
-    if not pipeline.texts and prompts is not None:
-        raise LimbeckError(f"a {pipeline.kind} is not asked in words; leave the prompts out")
-    if data is None:
-        if pipeline.texts and prompts is None:
-            raise LimbeckError(f"a {pipeline.kind} is asked in words; give --prompts FILE.txt (prompts=), one per line")
-        return None, None, None if prompts is None else read_prompts(prompts)
-    if (pipeline.frames or 1) > 1:
-        raise LimbeckError("data are pictures, but this pipeline makes videos; leave --data out, or set num_frames to 1")
-    if isinstance(data, (str, Path)):
-        found = load_pictures(data, pipeline.size)
-        images, labels, files = found.images, found.labels, found.files
-    else:
-        images, labels, files = as_images(data), None, ()
-        if tuple(images.shape[2:]) != pipeline.size:
-            raise LimbeckError(f"the pictures are {tuple(images.shape[2:])}, the pipeline's {pipeline.size}; resize them")
-    channels = 3 if pipeline.has("vae") else pipeline.shape[0]
-    if images.shape[1] == 1 < channels:
-        images = images.expand(-1, channels, -1, -1)
-    if images.shape[1] != channels:
-        raise LimbeckError(f"the pictures have {images.shape[1]} channels, the pipeline's {channels}; convert them")
-    if not pipeline.texts:
-        return images, labels, None
-    if prompts is not None and files:
-        raise LimbeckError("pictures have their captions beside them, NAME.txt beside NAME.png; leave --prompts out, or --data")
-    captions = captions_of(files) if files else read_prompts(prompts or [])
-    if len(captions) != len(images):
-        raise LimbeckError(f"{len(images)} pictures and {len(captions)} prompts; give one for each picture")
-    return images, None, captions
-
-
-def _conditions(
-    pipeline: Pipeline, captions: list[str] | None, labels: Tensor | None, quiet: bool
-) -> tuple[Cond | None, Cond | None]:
-    """(the conditions of all rows, the null condition of texts)."""
-    if captions is not None:
-        parts = [pipeline.digest("text_encoder", "tokenizer"), pipeline.kind, json.dumps(captions)]
-        parts += [repr((pipeline.size, pipeline.tokens, str(pipeline.text_dtype)))]
-
-        def encoded() -> dict[str, Tensor]:
-            with Progress("encode prompts", len(captions) + 1, quiet=quiet) as bar:
-                cond, null = pipeline.encode_text(captions, lambda done: bar.advance(done, {}))
-            return {**{f"cond.{n}": v for n, v in cond.items()}, **{f"null.{n}": v for n, v in null.items()}}
-
-        kept, _ = cached_tensors("prompts", parts, encoded, quiet)
-        cond, null = ({n[5:]: v for n, v in kept.items() if n.startswith(p)} for p in ("cond.", "null."))
-        return cond, null
-    if not pipeline.classes:
-        return None, None
-    if labels is not None and int(labels.max()) >= pipeline.classes:
-        raise LimbeckError(f"the data have {int(labels.max()) + 1} classes, the pipeline {pipeline.classes}")
-    return {"label": torch.arange(pipeline.classes) if labels is None else labels}, None
-
-
-def _latents(pipeline: Pipeline, images: Tensor, quiet: bool) -> Tensor:
-    if not pipeline.has("vae"):
-        return images
-
-    def encoded() -> dict[str, Tensor]:
-        with Progress("encode pictures", len(images), quiet=quiet) as bar:
-            return {"latents": pipeline.encode(images, lambda done: bar.advance(done, {}))}
-
-    return cached_tensors("latents", [pipeline.digest("vae"), digest_of(images)], encoded, quiet)[0]["latents"]
 
 
 def _teachers_samples(task: Task, quiet: bool) -> dict[str, Tensor]:
@@ -291,6 +216,12 @@ def _of_frames(features: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def _evaluator(drafted: Evaluator, latents: Tensor, images: Tensor, features: Any) -> Evaluator:
     images = images.clamp(-1, 1)
+    if (count := len(images)) <= (numbers := drafted.features(images[:2]).shape[1]):
+        warnings.warn(
+            f"{count} samples are judged in {numbers} features: their Frechet distances are mostly noise; give --judged {4 * numbers}"
+            " (judged=) or more",
+            stacklevel=3,
+        )
     seen = whitened(drafted.features, images) if features is None else drafted.features
     return Evaluator(**{**vars(drafted), "features": seen, "real": latents, "images": images})
 
@@ -304,13 +235,19 @@ def _typed(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _rows(cond: Mapping[str, Tensor] | None, count: int, device: str | None = None) -> Cond | None:
-    """The first ``count`` rows, from the beginning again where there are fewer."""
+    """``count`` of the rows, see :func:`spread_rows`."""
     if cond is None:
         return None
-    return {name: value[torch.arange(count) % len(value)].to(device or value.device) for name, value in cond.items()}
+    return {name: value[spread_rows(len(value), count)].to(device or value.device) for name, value in cond.items()}
 
 
-def _said(pipeline: Pipeline, source: Source, evaluator: Evaluator, task: Task) -> str:
+def spread_rows(size: int, count: int) -> Tensor:
+    """``count`` of ``size`` rows, spread evenly (data may be sorted); from the beginning again where there are fewer."""
+    rows = torch.arange(count)
+    return rows * size // count if count <= size else rows % size
+
+
+def _said(pipeline: Pipeline, source: TensorSource, evaluator: Evaluator, task: Task) -> str:
     what = "prompts" if pipeline.texts else "classes" if pipeline.classes else "no conditions"
     rows = f"{source.size} {what}" if what != "no conditions" else what
     return (

@@ -34,7 +34,8 @@ def load_pictures(path: Path | str, size: int | tuple[int, int] | None = None) -
     In a folder with several subfolders of pictures each subfolder is a class, in the order of their names; pictures may
     lie deeper in them. All grayscale pictures give C = 1, else C = 3; a level v of 8 bits becomes v / 127.5 - 1, of 16 bits
     v / 32767.5 - 1; transparency is put on white. ``size``: cut the largest square (or rectangle, of height and width) from
-    each centre and resize it to that; without it all must have one size. A file holds images alone or "images" and "labels"; see `as_images`.
+    each centre and resize it to that; without it all must have one size. A file holds images alone or "images" and
+    "labels"; see `as_images`.
     Raises LimbeckError for missing, empty, unreadable or mixed data.
     """
     path = Path(path)

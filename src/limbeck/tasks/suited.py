@@ -24,8 +24,9 @@ def first_time(schedule: Schedule) -> float:
 
 
 def levels(process: Process, times: torch.Tensor) -> tuple[float, ...]:
-    """sigma at these times, a rounding error inside the schedule."""
-    return tuple((process.sigma(times.double()) * (1 - 1e-9)).tolist())
+    """sigma at these times; of the schedule's end, a rounding error inside it."""
+    times = times.double()
+    return tuple((process.sigma(times) * torch.where(times == process.t_max, 1 - 1e-9, 1.0)).tolist())
 
 
 def suited_options(
@@ -64,7 +65,7 @@ def suited_options(
             **({} if isinstance(process, VE) else {"schedule": "time"}), "sigma_high": min(begin, 80.0),
         },
         "rcm": {
-            "guidance": guidance, **size, **rates, "sigma_max": min(begin, 20.0), "rollout_start": min(begin, 20.0),
+            "guidance": guidance, **size, **rates, **consistent(process, begin),
             # forward mode needs layers that diffusers' networks do not promise, and their float32 times coarse differences
             "jvp": "discrete", "h": 0.05, **({} if images else {"scm_weight": 0.0, "dmd_weight": 1.0}),
         },
@@ -80,8 +81,8 @@ def compared(schedule: Schedule, first: float) -> dict[str, Any]:
     if isinstance(process, VE):
         low, high = max(process.t_min, 0.00323), min(process.t_max, 72.05)  # 20 and 980 of 1000 Karras levels
         return {"score_low": low, "score_high": high, "critic_law": "score"}
-    times = torch.tensor([LOW, min(HIGH, first / process.t_max)], dtype=torch.float64) * process.t_max
-    low, high = levels(process, times.round() if isinstance(process, DDPM) else times)
+    steps = len(process.table) if isinstance(process, DDPM) else process.t_max  # indices 20 and 980 of 1000
+    low, high = levels(process, torch.tensor([LOW * steps, min(HIGH * steps, first)], dtype=torch.float64))
     return {
         "score_low": low, "score_high": high, "score_law": "uniform", "critic_law": "score",
         "critic_weight": WEIGHTS.get(schedule.prediction, "edm"),
@@ -96,6 +97,13 @@ def trajectory(schedule: Schedule, first: float) -> dict[str, Any]:
     steps = round(first) + 1 if isinstance(process, DDPM) else 1000
     end = torch.tensor([min(first, 0.999 * process.t_max)], dtype=torch.float64)
     return {"grid": "raw", "total_steps": steps, "margin_high": 0.01 * process.t_max, "score_high": levels(process, end)[0]}
+
+
+def consistent(process: Process, begin: float) -> dict[str, Any]:
+    """rCM's noise levels, which it counts in sigma_data (of latents near 1): inside a table nearly always, flows have no end."""
+    most = min(begin / 1.5, 20.0)
+    found: dict[str, Any] = {"sigma_max": most, "rollout_start": most}
+    return {**found, "scm_std": 1.2, "dmd_std": 1.0} if isinstance(process, DDPM) else found
 
 
 def phases(process: Process, first: float, shift: float, boundary: float | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from limbeck.errors import LimbeckError
 from limbeck.metrics import bootstrap_floor, frechet_distance
 from limbeck.noise import karras_grid
 from limbeck.samplers import heun
-from limbeck.training import Keyed, Source
+from limbeck.training import Keyed, TensorSource
 
 Sampler = Callable[..., Tensor]  # (z standard normal (B, ...), cond, fresh noise of step i) -> x
 Figures = dict[str, float]
@@ -131,7 +131,7 @@ class Task:
 
     name: str
     teacher: Any
-    source: Source
+    source: TensorSource
     shape: tuple[int, ...]
     evaluator: Evaluator
     sigma_data: float

@@ -66,14 +66,28 @@ def run_of(tmp_path_factory):
         prompts = place / "prompts.txt"
         prompts.write_text("\n".join(PROMPTS) + "\n")
         asked = {} if name in ("ddpm", "classes", "dit") else {"prompts": str(prompts)}
-        pictures = {} if data is None else {"data": data}
+        pictures = {}
+        if data is not None:  # asked in words, the captions lie beside
+            asked, pictures = {}, {"data": str(folder_of(data, place / f"pictures-{len(runs)}", name == "stable_diffusion"))}
         out = place / f"{name}-{method}-{len(list(place.iterdir()))}"
         few = {"judged": 2, "judged_batch": 2, "teacher_nodes": 2, "iterations": 1, "batch": 2, "quiet": True}
-        runs[key] = distill(method=method, model=str(model), out=out, **few, **asked, **pictures, **options).path
-        return runs[key]
+        runs[key if data is None else repr(pictures)] = done = distill(method=method, model=str(model), out=out, **few, **asked, **pictures, **options).path
+        return done
 
     made.model = model_of
     return made
+
+
+def folder_of(images: torch.Tensor, folder: Path, captions: bool) -> Path:
+    """A folder with the pictures (N, 3, H, W) in [-1, 1]."""
+    from PIL import Image
+
+    folder.mkdir()
+    for i, x in enumerate(((images + 1) * 127.5).byte().permute(0, 2, 3, 1).numpy()):
+        Image.fromarray(x).save(folder / f"{i}.png")
+        if captions:
+            (folder / f"{i}.txt").write_text(PROMPTS[i % 2])
+    return folder
 
 
 def own_saved(name: str, folder: Path) -> None:
