@@ -20,7 +20,9 @@ def _threads(monkeypatch):
 def run(tiny_task, tmp_path_factory):
     """A student of the tiny task, which is no network of diffusers."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    return distill(task=tiny_task, method="dmd", iterations=1, batch=4, out=out, quiet=True, renoise="ode", sigmas=(5.0, 1.0)).path
+    return distill(
+        task=tiny_task, method="dmd", iterations=1, batch=4, out=out, quiet=True, renoise="ode", sigmas=(5.0, 1.0)
+    ).path
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,9 @@ def export(arguments: list[str]) -> int:
     if not arguments or arguments[0].startswith("-"):
         raise LimbeckError("limbeck export needs the folder of a run first, e.g. runs/demo (or --table alone: what goes where)")
     if "--to" not in arguments[1:]:
-        raise LimbeckError("limbeck export needs --to FORM PLACE: diffusers DIR, lora DIR, torch-export FILE.pt2 or onnx FILE.onnx")
+        raise LimbeckError(
+            "limbeck export needs --to FORM PLACE: diffusers DIR, lora DIR, torch-export FILE.pt2 or onnx FILE.onnx"
+        )
     given = tyro.cli(ExportArguments, prog="limbeck export RUN", args=arguments[1:])
     done = export_run(
         arguments[0], given.to[0], given.to[1], overwrite=given.overwrite, dtype=given.dtype, license=given.license,

@@ -55,7 +55,7 @@ def cell(stock: Stock, kind: Kind) -> tuple[str, str]:
         times = torch.tensor([80.0, 0.821])
     start = "noise" if kind.consistency or kind.s_start else "unit"
     if kind.experts and stock.name != "WanPipeline":
-        return "", f"a {stock.name} holds one network"
+        return "", f"a {stock.name} holds one network, not an expert for each phase"
     try:
         steps = Steps(process, tuple(times.tolist()), kind.kind, start, kind.eta)
         plan = plan_export(steps, stock, prediction, noise_input)
@@ -82,4 +82,4 @@ def markdown() -> str:
 
 def _general(why: str, stock: Stock) -> str:
     """A reason that holds for every pipeline alike."""
-    return why.replace(stock.name, "the pipeline").replace("a the pipeline", "the pipeline").replace("`", "")
+    return why.replace(stock.name, "the pipeline").replace("a the", "the")

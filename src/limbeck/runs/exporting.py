@@ -110,7 +110,7 @@ def export_pipeline(
 def preconditioned(done: Run) -> list[Preconditioned]:
     """The student's networks of diffusers, the noisiest expert first. Raises LimbeckError where it has others."""
     student = done.student
-    found = [d for _, _, d in reversed(student.experts)] if isinstance(student, Experts) else [student]
+    found: list[Any] = [d for _, _, d in reversed(student.experts)] if isinstance(student, Experts) else [student]
     named = done.config.task_options.get("model")
     for denoiser in found:
         network = getattr(denoiser, "network", None)

@@ -115,7 +115,10 @@ def phases(process: Process, first: float, shift: float, boundary: float | None)
     cut = 2
     if boundary is not None:
         cut = 1 + int((times[1:] - boundary).abs().argmin())
-        times[cut] = boundary
+        own = (
+            boundary * cut / ((4 - cut) * (1 - boundary))
+        )  # the shift that puts the boundary there: schedulers know such times
+        times = linear_grid(4, 1.0, 0.0, own) * first
     sigmas = levels(process, times)
     shifted = isinstance(process, RectifiedFlow) and shift != 1
     return {"sigmas": sigmas, "boundaries": (sigmas[cut],), **({"time_shift": shift} if shifted else {})}

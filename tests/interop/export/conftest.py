@@ -31,19 +31,6 @@ def classes(folder: Path):
     return DDPMPipeline(unet(num_class_embeds=3), DDPMScheduler(prediction_type="v_prediction"))
 
 
-def wan(folder: Path):
-    """Wan 2.2: two transformers, the second below a boundary."""
-    from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
-    from tiny_pipelines import t5, words_tokenizer
-
-    sizes = {"attention_head_dim": 12, "text_dim": 16, "freq_dim": 16, "ffn_dim": 16, "num_layers": 1, "num_attention_heads": 2}
-    networks = [WanTransformer3DModel(**sizes, in_channels=16, out_channels=16).eval() for _ in range(2)]
-    vae = AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True])
-    return WanPipeline(
-        words_tokenizer(), t5(), vae.eval(), FlowMatchEulerDiscreteScheduler(shift=5.0), networks[0], networks[1], boundary_ratio=0.9
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="session")
 def run_of(tmp_path_factory):
     """(name of a tiny pipeline, method, options...) -> the folder of a run of one iteration."""
@@ -71,7 +58,9 @@ def run_of(tmp_path_factory):
             asked, pictures = {}, {"data": str(folder_of(data, place / f"pictures-{len(runs)}", name == "stable_diffusion"))}
         out = place / f"{name}-{method}-{len(list(place.iterdir()))}"
         few = {"judged": 2, "judged_batch": 2, "teacher_nodes": 2, "iterations": 1, "batch": 2, "quiet": True}
-        runs[key if data is None else repr(pictures)] = done = distill(method=method, model=str(model), out=out, **few, **asked, **pictures, **options).path
+        runs[key if data is None else repr(pictures)] = done = distill(
+            method=method, model=str(model), out=out, **few, **asked, **pictures, **options
+        ).path
         return done
 
     made.model = model_of
@@ -93,7 +82,7 @@ def folder_of(images: torch.Tensor, folder: Path, captions: bool) -> Path:
 def own_saved(name: str, folder: Path) -> None:
     """Write one of the pipelines above."""
     torch.manual_seed(0)
-    {"classes": classes, "wan": wan}[name](folder).save_pretrained(folder)
+    {"classes": classes}[name](folder).save_pretrained(folder)
 
 
 @pytest.fixture(scope="session")

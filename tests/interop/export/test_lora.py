@@ -12,6 +12,7 @@ from limbeck.networks import adapted
 from limbeck.networks.adapters import adapters
 from limbeck.runs.exporting import export_run
 
+pytestmark = pytest.mark.filterwarnings("ignore:2 samples are judged")  # nobody looks at the figures
 PROMPTS = ["a red cat", "a dog on the hill"]  # those of the runs
 ADAPTERS = {"student_rank": 2, "adapter_alpha": 5.0, "student": {"lr": 0.01}}  # alpha / r = 2.5
 KINDS = {"stable_diffusion": "StableDiffusionPipeline", "sd3": "StableDiffusion3Pipeline"}

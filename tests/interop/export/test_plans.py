@@ -120,7 +120,8 @@ def test_a_rehearsal_notices_a_wrong_scheduler(change):
         (lambda: planned("DiTPipeline", "fresh", UNEVEN), "DiTPipeline cannot repeat 4 steps.*tried LCMScheduler \\(off by"),
         (lambda: planned("DiTPipeline", "ode", EVEN, "noise"), "DiTPipeline cannot repeat.*takes no time steps"),
         (lambda: planned("StableDiffusionPipeline", "tcd", EVEN, eta=1.0), "jumps to entry 0.*at most 0.996"),
-        (lambda: planned("DiTPipeline", "tcd", EVEN, eta=0.3), "does not pass eta.*eta 0"),
+        (lambda: planned("StableDiffusionPipeline", "tcd", EVEN, "noise", eta=0.3), "0.997667 times that.*begin 'unit'"),
+        (lambda: planned("DiTPipeline", "tcd", EVEN, eta=0.3), "DiTPipeline does not pass on; sample with eta 0"),
         (lambda: planned("StableDiffusionPipeline", "ancestral", EVEN, "noise"), "'ancestral' are not exported"),
         (lambda: planned("StableDiffusionPipeline", "ode", EVEN, prediction="edm"), "answer eps, v, x0 to an index, not 'edm'"),
     ],
@@ -137,8 +138,14 @@ def test_what_no_table_can_repeat_is_refused_with_the_reason(make, message):
         (Steps(RectifiedFlow(), (1.0,)), "FluxPipeline", ("x0", "time"), "velocity to 1000 sigma, not 'x0' told 'time'"),
         (Steps(RectifiedFlow(), (1.0, 0.5), "tcd", eta=0.3), "FluxPipeline", ("velocity", "thousand"), "fresh noise or none"),
         (Steps(VE(), (80.0,)), "ConsistencyModelPipeline", ("edm", "log_sigma"), "250 ln\\(sigma\\).*noise_input"),
-        (Steps(VE(), (80.0, 1.0), "ode"), "ConsistencyModelPipeline", ("edm", "thousand_log_sigma"), "renoise 'fresh', not 'ode'"),
-        (Steps(VE(), (80.0,)), "DiTPipeline", ("edm", "thousand_log_sigma"), "ConsistencyModelPipeline alone"),
+        (
+            Steps(VE(), (80.0, 1.0), "ode"),
+            "ConsistencyModelPipeline",
+            ("edm", "thousand_log_sigma"),
+            "renoise 'fresh', not 'ode'",
+        ),
+        (Steps(VE(), (80.0,)), "DiTPipeline", ("edm", "thousand_log_sigma"), "ConsistencyModelPipeline alone, not into DiT"),
+        (Steps(VE(), (80.0,)), "ConsistencyModelPipeline", ("eps", "time"), "edm or consistency, not as 'eps'"),
         (Steps(CosineVP(), (0.9,)), "DiTPipeline", ("eps", "time"), "process CosineVP.*--to torch-export"),
         (Steps(VE(), (80.0,), noise_scale=0.5), "DiTPipeline", ("edm", "log_sigma"), "scales its noise, here by 0.5"),
     ],
@@ -152,7 +159,10 @@ def test_steps_are_those_of_rollouts_and_chains():
     flow, network = RectifiedFlow(), lambda x, t, cond=None: 0.3 * x + t[:, None].float()
     network.process, network.null = flow, None
     z = torch.randn(3, 5)
-    noise = lambda i: torch.randn(3, 5, generator=torch.Generator().manual_seed(i))
+
+    def noise(i):
+        return torch.randn(3, 5, generator=torch.Generator().manual_seed(i))
+
     for made in (Rollout(flow, (0.9, 0.4), "fresh", start="unit"), Rollout(flow, (0.9, 0.4), "ode"), Rollout(flow, (0.9,))):
         assert torch.equal(steps_of(made)(network, z, noise=noise), made(network, z, noise=noise).x)
     for kind, eta in (("renoise", 1.0), ("ddim", 0.5), ("ancestral", 1.0), ("tcd", 0.0)):

@@ -13,14 +13,14 @@ from limbeck.networks import ResidualMLP, build_network
 from limbeck.noise import DDPM, VE, RectifiedFlow, TrigFlow
 from limbeck.samplers import Experts
 
-SHAPE = (1, 4, 4)
+SHAPE, EXPLODING = (1, 4, 4), VE()
 PREDICTIONS = [
     (VE(), "edm", 2.5), (VE(), "consistency", 80.0), (TrigFlow(), "trigflow", 1.5), (DDPM(), "eps", 400.0), (DDPM(), "v", 999.0),
     (RectifiedFlow(), "velocity", 1.0), (RectifiedFlow(), "x0", 0.5), (DDPM(), "score", 300.0),
 ]  # fmt: skip
 
 
-def student(process=VE(), prediction="edm", kind=None):
+def student(process=EXPLODING, prediction="edm", kind=None):
     torch.manual_seed(0)
     network = ResidualMLP(SHAPE, width=8, blocks=1, classes=2, embedding=8) if kind is None else build_network(kind)
     for p in network.parameters():
@@ -49,7 +49,9 @@ def test_written_out_steps_are_the_rollout(kind, start):
     denoiser = student().double()
     steps = Steps(VE(), (80.0, 5.0, 0.8), kind, start, noise_scale=0.9)
     module = unrolled(denoiser, steps, ("label",))
-    inputs = tuple(v.double() if v.is_floating_point() else v for v in example_inputs(SHAPE, module, {"label": torch.tensor([0, 1])}))
+    inputs = tuple(
+        v.double() if v.is_floating_point() else v for v in example_inputs(SHAPE, module, {"label": torch.tensor([0, 1])})
+    )
     assert input_names(module) == ["z", "label", *(["noise_1", "noise_2"] if kind == "fresh" else [])]
     torch.testing.assert_close(module(*inputs), reference(denoiser, steps, inputs), rtol=1e-10, atol=1e-10)
 

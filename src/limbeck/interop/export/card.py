@@ -76,10 +76,10 @@ def code(plan: Plan, facts: Facts, lora: bool = False) -> str:
         used[1] = f"from diffusers import {', '.join(sorted((plan.pipeline.name, plan.scheduler)))}"
         load += [
             f"pipe.load_lora_weights({json.dumps(facts.name)})",
-            f"pipe.scheduler = {plan.scheduler}.from_pretrained({json.dumps(facts.name)}, subfolder=\"scheduler\")",
+            f'pipe.scheduler = {plan.scheduler}.from_pretrained({json.dumps(facts.name)}, subfolder="scheduler")',
         ]
     if plan.pipeline.tag == "text-to-video":
-        seen = [f"frames = pipe({arguments}, generator=torch.manual_seed(0), output_type=\"pil\").frames[0]"]
+        seen = [f'frames = pipe({arguments}, generator=torch.manual_seed(0), output_type="pil").frames[0]']
         seen.append('frames[0].save("sample.gif", save_all=True, append_images=frames[1:])')
     else:
         seen = [f"image = pipe({arguments}, generator=torch.manual_seed(0)).images[0]", 'image.save("sample.png")']
@@ -94,7 +94,11 @@ def table(figures: Mapping[str, Any]) -> list[str]:
         return ["The run that made it is not finished: there are no figures yet."]
     lines = ["| | calls | Frechet distance |", "|---|---:|---:|"]
     lines += [f"| {label} | {f['nfe']} | {f['frechet']:.3f} |" for label, f in known.items()]
-    return [*lines, "", f"By the features and samples of the run's task ({figures.get('task', '')}), not comparable with others."]
+    return [
+        *lines,
+        "",
+        f"By the features and samples of the run's task ({figures.get('task', '')}), not comparable with others.",
+    ]
 
 
 def license_of(source: Path) -> str | None:

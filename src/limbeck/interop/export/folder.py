@@ -44,7 +44,9 @@ def check_target(out: Path, overwrite: bool) -> None:
     if not overwrite:
         raise LimbeckError(f"{out} already exists; --overwrite replaces it")
     if not (out / "limbeck.json").is_file():
-        raise LimbeckError(f"{out} was not written by `limbeck export` (no limbeck.json) and is not replaced; choose another folder")
+        raise LimbeckError(
+            f"{out} was not written by `limbeck export` (no limbeck.json) and is not replaced; choose another folder"
+        )
 
 
 def write_pipeline(

@@ -37,7 +37,12 @@ _FINE = 1_000_000  # entries of a consistency scheduler's own grid, where it is 
 
 
 def plan_export(
-    steps: Steps, stock: Stock, prediction: str, noise_input: str, sigma_data: float = 0.5, base: Mapping[str, Any] | None = None
+    steps: Steps,
+    stock: Stock,
+    prediction: str,
+    noise_input: str,
+    sigma_data: float = 0.5,
+    base: Mapping[str, Any] | None = None,
 ) -> Plan:
     """The stock scheduler and the call that repeat the student's samples in a pipeline.
 
@@ -125,7 +130,9 @@ def _from_unit(
     for table in tables:
         known = int(table["num_train_timesteps"])
         if steps.kind == "ode":
-            yield Plan(stock, "DDIMScheduler", {**table, **own, "set_alpha_to_one": True, "timestep_spacing": "trailing"}, alone)
+            yield Plan(
+                stock, "DDIMScheduler", {**table, **own, "set_alpha_to_one": True, "timestep_spacing": "trailing"}, alone
+            )
         else:
             yield Plan(stock, "LCMScheduler", {**table, **own, **_lcm(known)}, alone)
     if "timesteps" in stock.told and steps.kind == "fresh":
@@ -154,11 +161,11 @@ def _euler(
 
 def _tcd(steps: Steps, stock: Stock, whole: list[int], own: Mapping[str, Any]) -> Iterator[Plan]:
     low = math.floor((1 - steps.eta) * whole[-1])
-    if "eta" not in stock.told or not steps.begins_with_z:
+    if "eta" not in stock.told:
+        raise LimbeckError(f"TCDScheduler is told eta by each call, which {stock.name} does not pass on; sample with eta 0")
+    if not steps.begins_with_z:
         raise LimbeckError(
-            f"TCDScheduler is told eta by the call and begins with N(0, I); {stock.name} "
-            + ("does not pass eta" if "eta" not in stock.told else "would, but the student begins with s z: train with begin 'unit'")
-            + "; or sample with eta 0"
+            f"TCDScheduler begins with N(0, I), the student with {_s(steps):.6g} times that; train with begin 'unit'"
         )
     if low < 1:
         raise LimbeckError(
@@ -240,10 +247,13 @@ def _row(K: int, even: bool, shift: float, terminal: float) -> Any:
 
 def _exploding(steps: Steps, stock: Stock, prediction: str, noise_input: str, sigma_data: float) -> Iterator[Plan]:
     process: Any = steps.process
-    if prediction not in ("edm", "consistency") or stock.name != "ConsistencyModelPipeline":
+    if stock.name != "ConsistencyModelPipeline":
         raise LimbeckError(
-            f"of VE students, ConsistencyModelPipeline alone takes those of the kinds edm and consistency, not {prediction!r} in a "
-            f"{stock.name}; export with `--to torch-export`"
+            f"a VE student goes into ConsistencyModelPipeline alone, not into {stock.name}; export with `--to torch-export`"
+        )
+    if prediction not in ("edm", "consistency"):
+        raise LimbeckError(
+            f"consistency models are scaled as edm or consistency, not as {prediction!r}; export with `--to torch-export`"
         )
     if noise_input != "thousand_log_sigma":
         raise LimbeckError(

@@ -61,7 +61,9 @@ def unrolled(student: Any, steps: Steps, names: Sequence[str] = ()) -> Unrolled:
     for noise that is neither fresh, fixed nor that of the ODE.
     """
     if steps.kind not in ("fresh", "ode", "fixed"):
-        raise LimbeckError(f"steps of the kind {steps.kind!r} are not written out as a program; sample with one step, fresh or ode")
+        raise LimbeckError(
+            f"steps of the kind {steps.kind!r} are not written out as a program; sample with one step, fresh or ode"
+        )
     if steps.kind == "fixed" and steps.K > 1:
         raise LimbeckError("a program does not keep the first noise (renoise 'fixed'); train with renoise 'fresh' or 'ode'")
     process, networks, calls = steps.process, list[nn.Module](), list[Call]()
@@ -91,7 +93,9 @@ def plain(student: Any, t: Tensor) -> Preconditioned:
     if isinstance(student, Rescaled):
         raise LimbeckError("the student works in another range of data than its network; export a network of data in [-1, 1]")
     if not isinstance(student, Preconditioned):
-        raise LimbeckError(f"the student is a {type(student).__name__}, not a preconditioned network (limbeck.denoisers.Preconditioned)")
+        raise LimbeckError(
+            f"the student is a {type(student).__name__}, not a preconditioned network (limbeck.denoisers.Preconditioned)"
+        )
     return student
 
 
@@ -157,7 +161,13 @@ def write_onnx(path: Path, module: Unrolled, inputs: tuple[Tensor, ...]) -> None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            exported(module, inputs), inputs, input_names=names, output_names=["x"], opset_version=OPSET, dynamo=True, verbose=False
+            exported(module, inputs),
+            inputs,
+            input_names=names,
+            output_names=["x"],
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
         )
     assert program is not None
     program.save(path)
@@ -171,7 +181,19 @@ def _compare(path: Path, ours: Tensor, theirs: Tensor) -> None:
     worst = float((ours.detach() - theirs.detach()).abs().max())
     if not worst <= 1e-4 * max(1.0, float(ours.detach().abs().max())):
         path.unlink()
-        raise LimbeckError(f"the program in {path} differs from the student by {worst:.1e}; it was removed. Export with `--to diffusers`")
+        raise LimbeckError(
+            f"the program in {path} differs from the student by {worst:.1e}; it was removed. Export with `--to diffusers`"
+        )
 
 
-__all__ = ["OPSET", "Unrolled", "example_inputs", "exported", "input_names", "merged", "unrolled", "write_onnx", "write_program"]
+__all__ = [
+    "OPSET",
+    "Unrolled",
+    "example_inputs",
+    "exported",
+    "input_names",
+    "merged",
+    "unrolled",
+    "write_onnx",
+    "write_program",
+]
