@@ -52,7 +52,7 @@ def run_of(tmp_path_factory):
         model = model_of(name)
         prompts = place / "prompts.txt"
         prompts.write_text("\n".join(PROMPTS) + "\n")
-        asked = {} if name in ("ddpm", "classes", "dit") else {"prompts": str(prompts)}
+        asked = {} if name in ("ddpm_v", "classes", "dit") else {"prompts": str(prompts)}
         pictures = {}
         if data is not None:  # asked in words, the captions lie beside
             asked, pictures = {}, {"data": str(folder_of(data, place / f"pictures-{len(runs)}", name == "stable_diffusion"))}

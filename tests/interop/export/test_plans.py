@@ -7,7 +7,7 @@ import torch
 
 from limbeck.errors import LimbeckError
 from limbeck.interop.export import PIPELINES, Steps, plan_export, steps_of
-from limbeck.interop.export.plans import shifts
+from limbeck.interop.export.grids import shifts
 from limbeck.interop.export.stock import CLOSE, rehearse
 from limbeck.noise import DDPM, VE, CosineVP, RectifiedFlow
 from limbeck.samplers import Chain, Rollout

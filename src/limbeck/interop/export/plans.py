@@ -23,10 +23,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from limbeck.errors import LimbeckError
+from limbeck.interop.export.grids import rho_of, shifts
 from limbeck.interop.export.steps import Steps
 from limbeck.interop.export.stock import CLOSE, Plan, Stock, rehearse
 from limbeck.noise import DDPM, VE, RectifiedFlow
@@ -214,34 +214,6 @@ def _flows(steps: Steps, stock: Stock, prediction: str, noise_input: str) -> Ite
         yield Plan(stock, "FlowMatchEulerDiscreteScheduler", {**stochastic, "shift": 1.0}, {**alone, "sigmas": sigmas})
 
 
-def shifts(sigmas: list[float], even: bool) -> Iterator[tuple[float, float | None]]:
-    """(shift, terminal sigma) with which a flow scheduler may come to ``sigmas`` by their number alone."""
-    K = len(sigmas)
-    if abs(sigmas[0] - 1) > 1e-6:
-        return
-    yield 1.0, None
-    if K == 1:
-        return
-    if even and sigmas[1] < 1:
-        u = 1 - 1 / K
-        yield sigmas[1] * (1 - u) / (u * (1 - sigmas[1])), None
-    low, high = -7.0, 7.0  # ln shift; the second sigma grows with it
-    for _ in range(60 if K > 2 else 0):
-        middle = (low + high) / 2
-        if _row(K, even, math.exp(middle), sigmas[-1])[1] < sigmas[1]:
-            low = middle
-        else:
-            high = middle
-    yield math.exp((low + high) / 2), sigmas[-1]
-
-
-def _row(K: int, even: bool, shift: float, terminal: float) -> Any:
-    least = shift / 1000 / (1 + (shift - 1) / 1000)
-    u = np.linspace(1.0, 1 / K if even else least, K)
-    rest = 1 - shift * u / (1 + (shift - 1) * u)
-    return 1 - rest * (1 - terminal) / rest[-1]
-
-
 # -- variance exploding -----------------------------------------------------------------------------------------------
 
 
@@ -269,27 +241,12 @@ def _exploding(steps: Steps, stock: Stock, prediction: str, noise_input: str, si
     alone: dict[str, Any] = {"num_inference_steps": steps.K}
     if steps.K == 1:
         yield Plan(stock, name, fixed, alone)
-    elif steps.K == 2 and (found := _rho(times[0], times[1], low)):
+    elif steps.K == 2 and (found := rho_of(times[0], times[1], low)):
         yield Plan(stock, name, {**fixed, "num_train_timesteps": found[0], "rho": found[1]}, alone)
     if steps.K > 1:
         ends = [end ** (1 / 7) for end in (times[0], low)]
         grid = [round((ends[0] - t ** (1 / 7)) / (ends[0] - ends[1]) * (_FINE - 1)) for t in times]
         yield Plan(stock, name, {**fixed, "num_train_timesteps": _FINE, "rho": 7.0}, {"timesteps": grid[::-1]})
-
-
-def _rho(high: float, second: float, low: float) -> tuple[int, float] | None:
-    """(N, rho) with which two of N Karras levels are ``high`` and ``second``: the second is number floor(N / 2) of 0..N-1."""
-    for N in (3, 2 * 2, 2 * 3, 2 * 5, 2 * 10, 2 * 50):
-        share = (N // 2) / (N - 1)
-        level = lambda rho, w=share: (high ** (1 / rho) * (1 - w) + w * low ** (1 / rho)) ** rho  # noqa: E731
-        least, most = 1.0, 60.0
-        if not level(most) <= second <= level(least):
-            continue
-        for _ in range(80):
-            middle = (least + most) / 2
-            least, most = (middle, most) if level(middle) > second else (least, middle)
-        return N, (least + most) / 2
-    return None
 
 
 def _s(steps: Steps) -> float:
@@ -300,4 +257,4 @@ def _short(values: Any) -> str:
     return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
 
 
-__all__ = ["Plan", "plan_export", "shifts"]
+__all__ = ["Plan", "plan_export"]
