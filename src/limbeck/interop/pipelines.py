@@ -235,11 +235,11 @@ class Pipeline:
             return _by_chunks(lambda x: encoded(vae, x), images, self.device, chunk, said)
 
     def decode(self, latents: Tensor, said: Said = unheard, chunk: int = 8) -> Tensor:
-        """Pictures (N, C, H, W) or videos (N, C, F, H, W), on the latents' device and in their dtype, not clamped."""
+        """Pictures (N, C, H, W) or videos (N, C, F, H, W), on the CPU in the latents' dtype, not clamped."""
         if not self.has("vae"):
             return latents
         with placed(self.component("vae"), self.device) as vae:
-            return _by_chunks(lambda x: decoded(vae, x), latents, self.device, chunk, said).to(latents)
+            return _by_chunks(lambda x: decoded(vae, x), latents, self.device, chunk, said).to(latents.dtype)
 
     def digest(self, *names: str) -> str | None:
         """sha256 of the files of those components that there are (None: an object, which has no files)."""

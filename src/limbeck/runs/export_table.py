@@ -39,7 +39,7 @@ KINDS = {
 def schedule(stock: Stock, kind: Kind) -> tuple[Process, str, str]:
     """(process, prediction, noise input) that such students have of such a pipeline."""
     if kind.consistency:
-        return VE(), "consistency", "thousand_log_sigma"
+        return VE(), "consistency", "log_sigma_thousand"
     if stock.name in FLOWS:
         return RectifiedFlow(), "velocity", "thousand"
     return DDPM("scaled_linear", beta_start=0.00085, beta_end=0.012), "eps", "time"

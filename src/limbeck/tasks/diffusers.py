@@ -132,7 +132,7 @@ def diffusers_task(
         latents, images = kept["latents"].to(number_type), kept.get("images", kept["latents"])
     assert images is not None
     rows = spread_rows(len(latents), min(judged, len(latents)))
-    evaluator = _evaluator(task.evaluator, latents[rows].to(blank), images[rows].to(blank), features)
+    evaluator = _evaluator(task.evaluator, latents[rows].to(blank), images[rows].to(number_type), features)
     if not quiet:
         print(_said(pipeline, source, evaluator, task), file=sys.stderr)
     sigma_data = float(latents.double().std())

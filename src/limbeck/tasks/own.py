@@ -132,7 +132,7 @@ class OwnOptions:
     process: str | None = None
     """Its noising process: ve, vp, cosine, ddpm, flow, trigflow; options as in flow:shift=3."""
     noise_input: str | None = None
-    """How it is told the noise: time, thousand, sigma, log_sigma, thousand_log_sigma, angle."""
+    """How it is told the noise: time, thousand, sigma, log_sigma, log_sigma_thousand, angle."""
     data_range: str | None = None
     """The range of its images: "-1,1" (default), "0,1" or LOW,HIGH."""
     null_label: int | None = None

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from limbeck.errors import LimbeckError
 
@@ -24,7 +25,7 @@ def read_prompts(prompts: Path | str | Sequence[str]) -> list[str]:
     return found
 
 
-def _from_file(file: Path) -> list[str]:
+def _from_file(file: Path) -> list[Any]:
     if file.suffix not in (".txt", ".json"):
         raise LimbeckError(f"prompts are read from FILE.txt (one per line) or FILE.json (a list of texts), not from {file}")
     try:

@@ -15,10 +15,12 @@ WEIGHTS = {"eps": "eps", "v": "v", "velocity": "velocity", "x0": "min_snr_5"}
 
 
 def first_time(schedule: Schedule) -> float:
-    """Where one-step students start: the end of the schedule; where eps is predicted no index beyond sigma = 15."""
+    """Where one-step students start: the end of the schedule; where eps is predicted the last time (index) up to sigma = 15."""
     process = schedule.process
-    if not isinstance(process, DDPM) or schedule.prediction != "eps":
+    if schedule.prediction != "eps":
         return float(process.t_max)
+    if not isinstance(process, DDPM):
+        return min(float(process.t_max), float(process.time_of(torch.tensor(STEADY, dtype=torch.float64))))
     indices = torch.arange(len(process.table), dtype=torch.float64)
     return float(indices[process.sigma(indices) <= STEADY][-1])
 
@@ -46,7 +48,7 @@ def suited_options(
     scores: dict[str, Any] = {"sigmas": (begin,), **start, **compared(schedule, first)}
     both = {"guidance": guidance, "critic_guidance": guidance}
     own = {"guidance": guidance, **size, **rates, **scores}
-    told = "log_sigma" if schedule.noise_input == "log_sigma" else "thousand_log_sigma"  # networks that count to 1000
+    told = "log_sigma" if schedule.noise_input == "log_sigma" else "log_sigma_thousand"  # networks that count to 1000
     adapters = {**own, "critic": {"lr": ADAPTERS}, "score_law": "uniform"}
     found: Suited = {
         "dmd": own,

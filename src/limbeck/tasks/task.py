@@ -61,7 +61,7 @@ class Evaluator:
 
     def _features(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            return torch.cat([self.features(part) for part in x.split(self.chunk)])
+            return torch.cat([self.features(part.to(self.real.device)) for part in x.split(self.chunk)])
 
     @torch.no_grad()
     def sample(self, sampler: Sampler, count: int | None = None, seed: int = EVALUATION_SEED) -> Tensor:

@@ -93,7 +93,7 @@ def test_a_shift_and_a_terminal_sigma_give_the_times_of_any_shifted_grid():
 @pytest.mark.parametrize("times", [(80.0,), (80.0, 0.821), (80.0, 24.4, 5.84, 0.9)])
 def test_consistency_models(prediction, times):
     steps = Steps(VE(), times)
-    plan = plan_export(steps, PIPELINES["ConsistencyModelPipeline"], prediction, "thousand_log_sigma", 0.4)
+    plan = plan_export(steps, PIPELINES["ConsistencyModelPipeline"], prediction, "log_sigma_thousand", 0.4)
     assert plan.scheduler == "CMStochasticIterativeScheduler" and plan.difference <= 2e-5
     assert plan.config["sigma_min"] == (0 if prediction == "edm" else 0.002)
     assert ("timesteps" in plan.call) == (len(times) > 2)
@@ -141,10 +141,10 @@ def test_what_no_table_can_repeat_is_refused_with_the_reason(make, message):
         (
             Steps(VE(), (80.0, 1.0), "ode"),
             "ConsistencyModelPipeline",
-            ("edm", "thousand_log_sigma"),
+            ("edm", "log_sigma_thousand"),
             "renoise 'fresh', not 'ode'",
         ),
-        (Steps(VE(), (80.0,)), "DiTPipeline", ("edm", "thousand_log_sigma"), "ConsistencyModelPipeline alone, not into DiT"),
+        (Steps(VE(), (80.0,)), "DiTPipeline", ("edm", "log_sigma_thousand"), "ConsistencyModelPipeline alone, not into DiT"),
         (Steps(VE(), (80.0,)), "ConsistencyModelPipeline", ("eps", "time"), "edm or consistency, not as 'eps'"),
         (Steps(CosineVP(), (0.9,)), "DiTPipeline", ("eps", "time"), "process CosineVP.*--to torch-export"),
         (Steps(VE(), (80.0,), noise_scale=0.5), "DiTPipeline", ("edm", "log_sigma"), "scales its noise, here by 0.5"),

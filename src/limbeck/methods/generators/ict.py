@@ -82,7 +82,7 @@ class ICTOptions:
     t_max: float = 80.0
     later: tuple[float, ...] = (0.821,)
     """The times of the second and later steps of a sample, decreasing."""
-    noise_input: Literal["log_sigma", "thousand_log_sigma"] = "log_sigma"
+    noise_input: Literal["log_sigma", "log_sigma_thousand"] = "log_sigma"
     """ln(t)/4 of (1), or 1000 times that: the consistency models of diffusers, and what their sampler takes."""
     dropout: float | None = None
     """Dropout of the student's network (None: as the network has it)."""
