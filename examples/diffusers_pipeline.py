@@ -7,17 +7,22 @@ folder takes its place. Then come the two commands that matter, and the proof th
 """
 
 import argparse
+import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from limbeck import cli
 from limbeck.denoisers import Preconditioned
 from limbeck.interop import DiffusersNetwork, diffusers_denoiser
+from limbeck.report import image_grid, side_by_side
+from limbeck.runs import open_run
+from limbeck.runs.exporting import sample_as_pipelines_do
 from limbeck.tasks import TeacherOptions, load_digits
 from limbeck.tasks.teacher import Denoising
 from limbeck.training import EmaOptions, Loop, LoopOptions, OptimizerOptions, TensorSource
@@ -38,16 +43,25 @@ def build_pipeline(folder: Path, quick: bool = False) -> None:
     tokenizer = word_tokenizer()
     text = CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
-            max_position_embeddings=TOKENS, bos_token_id=0, eos_token_id=1, pad_token_id=1,
-        )  # fmt: skip
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            max_position_embeddings=TOKENS,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
+        )
     ).eval()
     unet = UNet2DConditionModel(
         sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(24, 48),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=32, attention_head_dim=8, norm_num_groups=8,
     )  # fmt: skip
-    scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1)
+    scheduler = DDPMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1
+    )
     with torch.no_grad():
         latents = torch.cat([vae.encode(part).latent_dist.mode() for part in images.split(256)])
         vae.register_to_config(scaling_factor=float(1 / latents.std()))
@@ -111,16 +125,73 @@ import sys
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] == "limbeck":
-            raise ImportError("limbeck is not installed here")
+            raise ImportError("limbeck is not to be found here")
 
 sys.meta_path.insert(0, Blocker())
-import torch
+import json, torch
 from diffusers import DiffusionPipeline
 
-folder, seed, steps, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+folder, call, out = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
 pipeline = DiffusionPipeline.from_pretrained(folder)
-prompts = [f"digit {word}" for word in WORDS] * 4
-images = pipeline(prompts, num_inference_steps=steps, guidance_scale=GUIDANCE, output_type="pt",
-                  generator=torch.Generator().manual_seed(seed)).images
-torch.save(images, out)
+pipeline.set_progress_bar_config(disable=True)
+images = pipeline(**call, output_type="pt", generator=torch.manual_seed(0)).images
+torch.save(2 * images - 1, out)
 """
+
+
+def alone(folder: Path, out: Path, **call: object) -> Tensor:
+    """Pictures of a pipeline's folder, drawn by a process in which limbeck cannot be imported."""
+    command = [sys.executable, "-c", ALONE, str(folder), json.dumps(call), str(out)]
+    subprocess.run(command, check=True, env={**os.environ, "TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"})
+    return torch.load(out, weights_only=True)
+
+
+def limbeck(*arguments: object) -> None:
+    """Show a command and run it."""
+    words = [str(word) for word in arguments]
+    print("\n$ limbeck " + " ".join(words), flush=True)
+    if code := cli.main(words):
+        sys.exit(code)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo-diffusers"))
+    parser.add_argument("--quick", action="store_true", help="train for a few iterations: it runs, the pictures are noise")
+    given = parser.parse_args()
+    teacher, run, student = (given.out / name for name in ("teacher", "run", "student"))
+    if not (teacher / "model_index.json").is_file():
+        build_pipeline(teacher, given.quick)
+    prompts = [f"digit {word}" for word in WORDS]
+    (given.out / "prompts.txt").write_text("\n".join(prompts) + "\n")
+
+    train = ["--iterations", 300, "--batch", 64, "--student.lr", 5e-4, "--critic.lr", 1e-3, "--judged", 500]
+    if given.quick:
+        train = ["--iterations", 4, "--batch", 8, "--judged", 100, "--teacher-nodes", 3]
+    limbeck(
+        "distill", "dmd", "--model", teacher, "--prompts", given.out / "prompts.txt", "--teacher-guidance", 2, "--student-rank", 16,
+        "--critic-rank", 16, *train, "--judged-batch", 128, "--out", run, "--overwrite",
+    )  # fmt: skip
+    limbeck("export", run, "--to", "diffusers", student, "--overwrite")
+    limbeck("sample", run, "--noise", "torch", "--count", 40, "--out", given.out / "limbeck.png")
+
+    many = prompts * 4
+    theirs = alone(student, given.out / "stock.pt", prompt=many, num_inference_steps=1, guidance_scale=1.0)
+    before = alone(teacher, given.out / "teacher.pt", prompt=many, num_inference_steps=50, guidance_scale=2.0)
+    done, task = open_run(run, quiet=True)
+    ours = task.evaluator.shown(sample_as_pipelines_do(done, task, len(many), seed=0)).clamp(-1, 1)
+    gap = float((ours - theirs).abs().max())
+    titles = {
+        "teacher: stock diffusers, 100 calls": before,
+        "student: limbeck, 1 call": ours,
+        "student: stock diffusers, 1 call": theirs,
+    }
+    picture = side_by_side({title: image_grid(images, 10) for title, images in titles.items()})
+    picture.save(given.out / "side-by-side.png")
+    print(f"\nlargest difference between limbeck's pictures and stock diffusers': {gap:.1e} (images in [-1, 1])")
+    print(given.out / "side-by-side.png")
+    sys.exit(gap > 1e-4)
+
+
+if __name__ == "__main__":
+    main()
