@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from limbeck.errors import LimbeckError
 from limbeck.samplers.discrete.graphs import Graph
-from limbeck.samplers.discrete.kernels import settled
 from limbeck.samplers.discrete.laws import sequences
 from limbeck.samplers.discrete.learned import LearnedSteps, Step
 from limbeck.samplers.discrete.schedules import Schedule

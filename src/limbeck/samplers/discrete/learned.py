@@ -1,5 +1,6 @@
 """A sampler whose steps are learned: a coefficient on the scores of each step, and how long each step is."""
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
@@ -104,7 +105,7 @@ def walk(
     """
     phi = torch.ones(len(times) - 1, dtype=torch.float64, device=x.device) if coefficients is None else coefficients
     warned = False
-    for k, (t, to) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    for k, (t, to) in enumerate(itertools.pairwise(times)):
         with torch.no_grad():
             step = Step(x, score(x, t.expand(len(x))), phi[k], t, to, final and k == len(times) - 2)
             raw = steps.raw(step)
@@ -134,5 +135,3 @@ def teacher_times(steps: int, teacher_steps: int, end: float) -> Tensor:
             f"take e.g. {max(teacher_steps // max(steps, 1), 1) * max(steps, 1)}"
         )
     return uniform_times(teacher_steps, end)
-
-

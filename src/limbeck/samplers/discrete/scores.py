@@ -68,7 +68,7 @@ class CleanPredictor(nn.Module):
             return out.softmax(-1)
         if not self.checked and (bool((out < 0).any()) or not bool(torch.isclose(out.sum(-1), out.new_ones(())).all())):
             raise LimbeckError(
-                f'{name} is said to give probabilities, but its rows are negative or do not sum to 1 (MASK left out); '
+                f"{name} is said to give probabilities, but its rows are negative or do not sum to 1 (MASK left out); "
                 'use CleanPredictor(..., output="logits")'
             )
         self.checked = True
@@ -100,7 +100,9 @@ class _Logits(nn.Module):
         return logits
 
 
-def masked_language_model(model: nn.Module | str, schedule: Schedule, mask: int, never: list[int] | None = None) -> CleanPredictor:
+def masked_language_model(
+    model: nn.Module | str, schedule: Schedule, mask: int, never: list[int] | None = None
+) -> CleanPredictor:
     """Any AutoModelForMaskedLM of transformers as scores on the absorbing graph of its own vocabulary.
 
     ``model``: the model, or the name or folder that ``from_pretrained`` takes. ``mask``: its tokenizer's mask_token_id.
@@ -111,12 +113,16 @@ def masked_language_model(model: nn.Module | str, schedule: Schedule, mask: int,
             from transformers import AutoModelForMaskedLM
         except ImportError as error:
             raise LimbeckError(f"{model!r} is read with transformers: pip install 'limbeck[diffusers]'") from error
-        model = AutoModelForMaskedLM.from_pretrained(model)
-    config: Any = getattr(model, "config", None)
+        network: nn.Module = AutoModelForMaskedLM.from_pretrained(model)
+    else:
+        network = model
+    config: Any = getattr(network, "config", None)
     if config is None or not hasattr(config, "vocab_size"):
-        raise LimbeckError(f"{type(model).__name__} has no config.vocab_size, so it is no masked language model of transformers")
+        raise LimbeckError(
+            f"{type(model).__name__} has no config.vocab_size, so it is no masked language model of transformers"
+        )
     graph = Absorbing(config.vocab_size, mask)
-    return CleanPredictor(_Logits(model, [mask, *(never or [])]), graph, schedule)
+    return CleanPredictor(_Logits(network, [mask, *(never or [])]), graph, schedule)
 
 
 def _column(graph: Absorbing, out: Tensor) -> Tensor:
