@@ -31,7 +31,7 @@ def chain(graph: Uniform | Absorbing, length: int, stick: float = 0.85) -> Enume
 
 def plain(world: Enumerated, steps: int, param: str | None = None) -> LearnedSteps:
     """Euler's method, nothing learned."""
-    return LearnedSteps(world.graph, world.schedule, steps, param=param).requires_grad_(False)  # type: ignore[arg-type]
+    return LearnedSteps(world.graph, world.schedule, steps, param=param).requires_grad_(False)
 
 
 def fitted(world: Enumerated, steps: int, teacher_steps: int, objective: str, param: str = "score") -> LearnedSteps:

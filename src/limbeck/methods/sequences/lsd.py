@@ -49,7 +49,6 @@ from limbeck.samplers.discrete import (
 from limbeck.training import Batch, Keyed, Method, OptimizerOptions, Role, Total, Update
 from limbeck.training import Step as Iteration
 
-Objective = Literal["trajectory", "mean", "same_state", "paper"]
 OBJECTIVES = ("trajectory", "mean", "same_state", "paper")
 FLOOR = 1e-6  # smallest probability whose logarithm is taken: a clipped step may rule out what the teacher does
 
@@ -68,7 +67,7 @@ class LSDOptions:
     """eps, the time at which both samplers end."""
     kernel: str = "euler"
     """euler or tweedie, of teacher and student."""
-    objective: Objective = "same_state"
+    objective: str = "same_state"
     """trajectory (3), mean (4), same_state (5), or paper: (3), and (6) as printed."""
     param: Literal["score", "log_score"] | None = None
     """Phi s or s^Phi (None: score on uniform graphs, log_score on absorbing ones)."""
@@ -272,7 +271,7 @@ class LSD(Method):
             gain = new - old
             found.append(torch.stack([gain.mean(), gain.std() / len(gain) ** 0.5]))
         gains = torch.stack(found)
-        self.learned.phi.masked_fill_(gains[:, 0] <= 2 * gains[:, 1], 1.0)
+        self.learned.phi.masked_fill_(gains[:, 0] <= 2 * gains[:, 1] + 1e-9, 1.0)  # gains of 1e-17 are rounding
         return gains
 
     def sampler(self, ema: bool = True) -> Callable[..., Tensor]:

@@ -9,7 +9,16 @@ from limbeck.samplers.discrete.clock import Clock, Uniforms, generator_uniforms
 from limbeck.samplers.discrete.exact import Enumerated
 from limbeck.samplers.discrete.graphs import Absorbing, Graph, Uniform, perturbed
 from limbeck.samplers.discrete.kernels import KERNELS, euler, lost, settled, tweedie
-from limbeck.samplers.discrete.laws import chain_law, countdown, countdown_errors, cyclic_chain, sequences
+from limbeck.samplers.discrete.laws import (
+    ChainPosterior,
+    chain_law,
+    countdown,
+    countdown_chain,
+    countdown_errors,
+    cyclic_chain,
+    sequences,
+    unigram_entropy,
+)
 from limbeck.samplers.discrete.learned import LearnedSteps, Score, Step, end_of, scaled_score, teacher_times, walk
 from limbeck.samplers.discrete.schedules import Geometric, Linear, LogLinear, Schedule, uniform_times
 from limbeck.samplers.discrete.scores import CleanPredictor, LogScores, masked_language_model
@@ -17,6 +26,7 @@ from limbeck.samplers.discrete.scores import CleanPredictor, LogScores, masked_l
 __all__ = [
     "KERNELS",
     "Absorbing",
+    "ChainPosterior",
     "CleanPredictor",
     "Clock",
     "Enumerated",
@@ -33,6 +43,7 @@ __all__ = [
     "Uniforms",
     "chain_law",
     "countdown",
+    "countdown_chain",
     "countdown_errors",
     "cyclic_chain",
     "end_of",
@@ -47,5 +58,6 @@ __all__ = [
     "teacher_times",
     "tweedie",
     "uniform_times",
+    "unigram_entropy",
     "walk",
 ]

@@ -3,7 +3,7 @@
 import itertools
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError
 
@@ -24,6 +24,44 @@ def cyclic_chain(vocab: int, stick: float = 0.85) -> Tensor:
 def chain_law(x: Tensor, initial: Tensor, transitions: Tensor) -> Tensor:
     """Probabilities (n,) of sequences x (n, L) under a Markov chain."""
     return initial[x[:, 0]] * transitions[x[:, :-1], x[:, 1:]].prod(-1)
+
+
+def countdown_chain(vocab: int, slip: float = 1e-3) -> Tensor:
+    """Transitions (V, V) of the countdown: a to a - 1, 0 to anything. With probability ``slip`` anything follows anything, so
+    that no sequence is impossible."""
+    steps = torch.eye(vocab, dtype=torch.float64).roll(-1, 1)
+    steps[0] = 1 / vocab
+    return (1 - slip) * steps + slip / vocab
+
+
+class ChainPosterior(nn.Module):
+    """p(x_i | the places of x (B, L) that are not MASK) of a Markov chain: (B, L, V), by forward-backward; MASK is symbol V.
+
+    A network of probabilities for :class:`CleanPredictor`, exact at any length.
+    """
+
+    def __init__(self, initial: Tensor, transitions: Tensor):
+        super().__init__()
+        self.initial, self.transitions = initial, transitions
+
+    def forward(self, x: Tensor, total: Tensor) -> Tensor:
+        symbols = torch.arange(len(self.initial))
+        seen = ((x[..., None] == symbols) | (x == len(symbols))[..., None]).double()  # likelihood of each clean symbol
+        forward, backward = [_normal(self.initial * seen[:, 0])], [torch.ones_like(seen[:, 0])]
+        for i in range(1, x.shape[1]):
+            forward.append(_normal(forward[-1] @ self.transitions * seen[:, i]))
+            backward.append(_normal((backward[-1] * seen[:, -i]) @ self.transitions.T))
+        return _normal(torch.stack(forward, 1) * torch.stack(backward[::-1], 1))
+
+
+def _normal(p: Tensor) -> Tensor:
+    return p / p.sum(-1, keepdim=True)
+
+
+def unigram_entropy(x: Tensor) -> float:
+    """Entropy in nats of the symbols of all sequences (B, L) together."""
+    p = torch.bincount(x.flatten()).double() / x.numel()
+    return float(torch.special.entr(p).sum())
 
 
 def countdown(u: Tensor, vocab: int) -> Tensor:

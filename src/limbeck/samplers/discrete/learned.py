@@ -3,7 +3,7 @@
 import itertools
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from limbeck.samplers.discrete.kernels import LARGE, Kernel, kernel_named, lost,
 from limbeck.samplers.discrete.schedules import Schedule, uniform_times
 
 Score = Callable[[Tensor, Tensor], Tensor]  # x (B, L), t (B,) -> log s (B, L, S)
-Coefficient = Literal["score", "log_score"]
 
 
 class Step(NamedTuple):
@@ -29,7 +28,7 @@ class Step(NamedTuple):
     final: bool
 
 
-def scaled_score(log_score: Tensor, coefficient: Tensor, param: Coefficient, x: Tensor) -> Tensor:
+def scaled_score(log_score: Tensor, coefficient: Tensor, param: str, x: Tensor) -> Tensor:
     """Phi s ("score") or s^Phi ("log_score"), (B, L, S); the entry y = x_i stays 1, since it is no ratio that could be off.
 
     (Scaled too, it would make Phi cancel in Tweedie's kernel, whose probabilities are normalised.)
@@ -47,7 +46,7 @@ class LearnedSteps(nn.Module):
 
     def __init__(
         self, graph: Graph, schedule: Schedule, steps: int, end: float = 1e-3, kernel: str = "euler",
-        param: Coefficient | None = None, free: bool = False,
+        param: str | None = None, free: bool = False,
     ):  # fmt: skip
         super().__init__()
         if param not in (None, "score", "log_score"):
@@ -55,7 +54,7 @@ class LearnedSteps(nn.Module):
         times = uniform_times(steps, end)
         self.graph, self.schedule, self.end, self.free = graph, schedule, end, free
         self.kernel: Kernel = kernel_named(kernel)
-        self.param: Coefficient = param or ("score" if graph.mask is None else "log_score")
+        self.param = param or ("score" if graph.mask is None else "log_score")
         self.phi = nn.Parameter(torch.ones(steps, dtype=torch.float64))
         self.theta = nn.Parameter(times[:-1] - times[1:] if free else torch.zeros(steps, dtype=torch.float64))
 
