@@ -1,5 +1,7 @@
 """Learned steps: the plain sampler bit for bit, what Phi does, step lengths, warnings and bad input."""
 
+import math
+
 import pytest
 import torch
 
@@ -74,6 +76,15 @@ def test_the_coefficient_is_on_ratios_and_never_on_the_own_entry(param):
     expected = 1.5 * expected.exp() if param == "score" else (1.5 * expected).exp()
     expected[1] = 1.0
     assert torch.allclose(s[0, 0], expected)
+
+
+@pytest.mark.parametrize("param", ["score", "log_score"])
+def test_impossible_symbols_stay_so_and_have_no_gradient(param):
+    phi = torch.ones((), dtype=F64, requires_grad=True)
+    s = scaled_score(torch.tensor([[[-torch.inf, 0.0, 0.7]]], dtype=F64), phi, param, torch.tensor([[1]]))
+    (gradient,) = torch.autograd.grad(s.sum(), phi)
+    size = math.exp(0.7)
+    assert float(s[0, 0, 0]) == 0 and float(gradient) == pytest.approx(size if param == "score" else 0.7 * size)
 
 
 def test_the_coefficient_matters_to_tweedie(world):

@@ -10,11 +10,12 @@ independent, which leaves nothing to learn, and Phi searched on the KL itself, w
 
 import functools
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from limbeck.claims.claim import Figures
+from limbeck.claims.claim import Check, Claim, Figures, at_least, at_most, medians
 from limbeck.claims.sequences.exact import chain, fitted, guarded, kl_of_scaled, oracle, plain
 from limbeck.methods.sequences.lsd import LSD, LSDOptions, Parts
 from limbeck.samplers.discrete import (
@@ -140,3 +141,66 @@ def countdown_figures(seed: int) -> Figures:
             f"countdown {name} entropy": unigram_entropy(x),
         }
     return figures
+
+
+def judge(runs: Sequence[Figures]) -> list[Check]:
+    """The gates."""
+    m = medians(runs)
+
+    def ratio(name: str, base: str) -> float:
+        return m[name] / m[base]
+
+    found = min(
+        v
+        for n, v in m.items()
+        if n in ("euler 4", "trajectory 4", "mean 4", "same_state 4", "drawn same_state", "drawn same_state guarded")
+    )
+    entropies = abs(m["countdown LSD+ entropy"] - m["countdown euler entropy"])
+    sharp = "countdown log score x 1.15"
+    return [
+        at_most("uniform graph, 256 Euler steps: KL(data || sampler)", m["teacher"], 0.01),
+        at_most("uniform, 4 steps, trajectory (the paper's) / Euler: KL", ratio("trajectory 4", "euler 4"), 0.85),
+        at_most("uniform, 4 steps, same_state / Euler: KL", ratio("same_state 4", "euler 4"), 0.85),
+        at_most("the same, trained by the loop on samples", ratio("drawn same_state guarded", "euler 4"), 0.85),
+        at_least("control: lowest KL of any objective / of a search on the KL itself", found / m["oracle 4"], 1 - 1e-6),
+        at_least("control: the found Phi in reverse order / Euler: KL", ratio("phi 4 reversed", "euler 4"), 1.0),
+        at_most("uniform, 8 steps, same_state / Euler: KL", ratio("same_state 8", "euler 8"), 1.0),
+        at_most("uniform, 8 steps, mean / Euler: KL", ratio("mean 8", "euler 8"), 1.0),
+        at_least("limit: uniform, 8 steps, trajectory / Euler: KL", ratio("trajectory 8", "euler 8"), 1.1),
+        at_most("the same after the guard", ratio("guarded trajectory 8", "euler 8"), 1.0 + 1e-3),
+        at_least(
+            "limit: absorbing graph, 4 steps, trajectory / Euler: KL", ratio("absorbing trajectory", "absorbing euler"), 1.2
+        ),
+        at_most("the same after the guard", ratio("absorbing trajectory guarded", "absorbing euler"), 1.0 + 1e-6),
+        at_most(
+            "absorbing, same_state on log scores / Euler: KL", ratio("absorbing same_state", "absorbing euler"), 1.0 + 1e-3
+        ),
+        at_most(
+            "absorbing, trajectory on log scores with common noise, guarded / Euler: KL",
+            ratio("drawn absorbing trajectory guarded", "absorbing euler"),
+            1.01,
+        ),
+        at_most("the same without the guard", ratio("drawn absorbing trajectory", "absorbing euler"), 1.0, gated=False),
+        at_most(
+            "absorbing, 4 steps, log score x 1.15 (no objective finds it) / Euler: KL",
+            ratio("absorbing log score x 1.15", "absorbing euler"),
+            0.75,
+        ),
+        at_least("limit: the same with 2 steps", ratio("absorbing 2 log score x 1.15", "absorbing 2 euler"), 1.1),
+        at_most("control: independent places leave nothing to learn: KL of 2 Euler steps", m["independent euler"], 1e-9),
+        at_most(
+            "countdown, 8 steps, LSD+ / Euler: errors", ratio("countdown LSD+ errors", "countdown euler errors"), 0.9, False
+        ),
+        at_most("the same: difference in unigram entropy, nats", entropies, 0.1, False),
+        at_most(
+            "countdown, 8 steps, log score x 1.15 / Euler: errors",
+            ratio(f"{sharp} errors", "countdown euler errors"),
+            0.9,
+            False,
+        ),
+        at_most("countdown, 64 steps / 8: errors", ratio("countdown 64 steps errors", "countdown euler errors"), 0.5, False),
+    ]
+
+
+CALIBRATION = "TO DO"
+CLAIM = Claim("lsd", "2509.19962", measure, judge, calibration=CALIBRATION)

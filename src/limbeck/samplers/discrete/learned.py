@@ -33,7 +33,10 @@ def scaled_score(log_score: Tensor, coefficient: Tensor, param: str, x: Tensor) 
 
     (Scaled too, it would make Phi cancel in Tweedie's kernel, whose probabilities are normalised.)
     """
-    s = coefficient * log_score.exp() if param == "score" else torch.exp(coefficient * log_score)
+    never = log_score == -torch.inf  # its gradient would be 0 times infinity
+    log_s = log_score.masked_fill(never, 0.0)
+    s = coefficient * log_s.exp() if param == "score" else torch.exp(coefficient * log_s)
+    s = s.masked_fill(never, 0.0)
     return s.scatter(-1, x[..., None], 1.0)
 
 
