@@ -4,14 +4,14 @@ M steps follow N >> M steps of the same kernel by a coefficient Phi_k on the sco
 kappa_k. Sampling is categorical, so nothing goes backward through a sample: states and scores are held fixed, the network is
 never called with gradients, and what is learned are M or 2 M numbers.
 
-(1) p(y|x) = 1[y = x_i] + kappa_k rate(tau_k) R[Phi_k s]             Euler; or Tweedie's kernel on Phi_k s; or s^Phi_k for Phi_k s
+(1) p(y|x) = 1[y = x_i] + kappa_k rate(tau_k) R[Phi_k s]     Euler; or Tweedie's kernel on Phi_k s; or s^Phi_k for Phi_k s
 (2) tau_{k+1} = tau_k - kappa_k, tau_0 = 1,  kappa = (1 - eps) softmax(theta)
-(3) L_k = E |sg s*_k - Phi_k sg s_k|^2                                "trajectory": s* along N steps, s along M, from one x_T
-(4) L_k = (E sum s*_k / E sum Phi_k s_k - 1)^2, its gradient relative   "mean": no product of two draws, so no dilution
-(5) L_k = - E sum_y m_k(y|x) log p_k(y|x)                            "same_state": m_k are N/M steps from the student's own state
-(6) L_k = E |kappa_k sg s_k - sum_{j in k} dt_j sg s*_j|^2                   step lengths, j runs over the N/M steps of interval k
-(7) x~_T = x_T with ceil(zeta L) places changed                        where the student starts in training (never in sampling)
-(8) Phi_k = 1 unless E log p_k(x'|x; Phi_k) > E log p_k(x'|x; 1)        the guard, on the teacher's own transitions x -> x'
+(3) L_k = E |sg s*_k - Phi_k sg s_k|^2                       "trajectory": s* along N steps, s along M, from one x_T
+(4) L_k = (E sum Phi_k s_k / E sum s*_k - 1)^2               "mean": no product of two draws, so no dilution
+(5) L_k = - E sum_y m_k(y|x) log p_k(y|x)                    "same_state": m_k is N/M steps on from the student's own state
+(6) L_k = E |kappa_k sg s_k - sum_{j in k} dt_j sg s*_j|^2   step lengths; j runs over the N/M steps of interval k
+(7) x~_T = x_T with ceil(zeta L) places changed              where the student starts in training (never in sampling)
+(8) Phi_k = 1 unless E log p_k(x'|x; Phi_k) is the larger    the guard, on the teacher's own transitions x -> x'
 
 LSD trains Phi alone; LSD+ Phi, then kappa, then Phi, a third of the iterations each.
 
@@ -20,7 +20,7 @@ Differs from the paper / from its code: the paper has (3), and (6) with one step
 of one another: on the absorbing graph it makes the sampler worse; (4), (5) and (8) are ours. Both samplers share their noise,
 jump by jump. The entry y = x_i is left out of all sums and of Phi. The code samples twice per step and compares the teacher's
 transition probabilities with the student's log scores; its loss is nearly an entropy of the student, which low diversity
-also minimises. Step lengths are not judged by the guard.
+also minimises. The guard judges Phi_k on the steps as they are, and not the step lengths.
 """
 
 import functools
