@@ -51,8 +51,9 @@ def own_task(
     person says: ``prediction`` (edm, trigflow, x0, eps, v, velocity, score), ``process`` (ve, vp, cosine, ddpm, flow,
     trigflow; options as "flow:shift=3"), ``noise_input``, what it is given as t (a name in
     :data:`limbeck.denoisers.NOISE_INPUTS`; default: the process's own time, or log_sigma and angle for edm and trigflow), and
-    ``null_label``, the label without a class, if it has one. Time 0 is clean data everywhere: a flow that runs the other way is wrapped in a module that
-    gives its network 1 - t and negates the answer. ``data_range``: the range of the teacher's images.
+    ``null_label``, the label without a class, if it has one. Time 0 is clean data everywhere: a flow that runs the other way
+    is wrapped in a module that gives its network 1 - t and negates the answer. ``data_range``: the range of the teacher's
+    images.
 
     ``data``: images (N, C, H, W) in [-1, 1] or uint8, or the path of a folder or file (`load_pictures`), with ``labels``
     (N,). ``image_size``: cut and resize a folder's pictures. ``sigma_data``: their standard deviation (None: measured).
