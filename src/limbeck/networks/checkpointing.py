@@ -34,7 +34,8 @@ def checkpoint_blocks(module: Any) -> Any:
         if getattr(part, "_supports_gradient_checkpointing", False):
             part.enable_gradient_checkpointing()
         elif not isinstance(part, Checkpointed):
-            part.__class__ = _checkpointed(type(part))  # an attribute `forward` would stay bound to the original in a copy
+            kind: Any = type(part)
+            part.__class__ = _checkpointed(kind)  # an attribute `forward` would stay bound to the original in a copy
     if not found:
         raise LimbeckError(
             f"a {type(module).__name__} has no blocks to checkpoint: gradient checkpointing needs a torch.nn.ModuleList of blocks "

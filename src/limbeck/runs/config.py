@@ -42,6 +42,10 @@ class Execution:
     tensorboard: bool = False
     """Write TensorBoard files beside metrics.jsonl."""
     quiet: bool = False
+    gradient_checkpointing: bool = False
+    """Blocks of the networks are computed twice and held once: less memory, a third more time."""
+    offload: bool = False
+    """Weights, averages and optimizer states wait on the CPU while their role is idle."""
 
 
 def read_config(folder: Path | str) -> RunConfig:
