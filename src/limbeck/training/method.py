@@ -19,7 +19,8 @@ class OptimizerOptions:
     """How a role is trained. The learning rate is lr x warm-up x decay, a pure function of the iteration."""
 
     lr: float = 1e-4
-    kind: Literal["adam", "adamw", "radam", "sgd"] = "adam"
+    kind: Literal["adam", "adamw", "radam", "sgd", "adam8bit", "adamw8bit"] = "adam"
+    """8-bit: both moments in a byte each (needs bitsandbytes)."""
     betas: tuple[float, float] = (0.0, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
