@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.methods.generators.generator import Generator
 from limbeck.runs.config import Execution, RunConfig
 from limbeck.runs.distillation import prepare
 from limbeck.tasks import Task
@@ -17,7 +16,8 @@ from limbeck.training.live import LiveBytes, held
 from limbeck.training.offload import Offload
 from limbeck.training.optimizers import EIGHT_BIT, Trained
 
-SMALL = (2, 4)  # samples per micro-batch of the two rehearsals; a batch of one would take other paths through torch
+FEW, MORE = (2, 4), (8, 16)  # samples per micro-batch of the two rehearsals; one alone would take other paths through torch
+ROOM = 2**30  # bytes that activations may take for a rehearsal with more: convolutions choose their algorithm by the batch
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,29 @@ class Plan:
         return self.other + sum(r.weights + r.optimizer + r.average for r in self.roles)
 
 
-def plan(config: RunConfig, task: Task, how: Execution = Execution()) -> Plan:  # noqa: B008
-    """The memory of a run with these options, by rehearsing a few iterations with 2 and with 4 samples per micro-batch.
+def plan(
+    config: RunConfig,
+    task: Task,
+    how: Execution = Execution(),  # noqa: B008
+    *,
+    eight_bit: bool = False,
+) -> Plan:
+    """The memory of a run with these options, by rehearsing its first, middle and last iteration with few samples.
 
-    Its first, middle and last iteration are looked at. The bytes alive after each operation are linear in the batch, so that the two give those of the whole batch. In a rehearsal
-    no optimizer steps and all copies of the teacher share its memory: beside the task itself it needs the activations of four
-    samples and the gradients of one update. Tensors alone are counted, not what an operation frees before it returns, nor the
-    allocator's gaps and CUDA's own context (about half a GB).
+    The bytes alive after each operation are linear in the batch: those of 8 and of 16 samples per micro-batch give those of
+    the whole batch (2 and 4 where 16 would need more than about 1 GB). In a rehearsal no optimizer steps, and all copies of
+    the teacher share its memory: beside the task itself it needs the activations of those samples and the gradients of one
+    update. Tensors alone are counted, not what an operation frees before it returns, nor the allocator's gaps and CUDA's own
+    context (about half a GB). ``eight_bit``: as if Adam's moments were in 8 bits.
     """
     pieces, batch = config.micro_batches, int(config.options["batch"])
-    sizes = [pieces * n for n in SMALL] if batch > pieces * SMALL[-1] else [batch]
     total = int(config.options["iterations"])
-    rehearsals = [Rehearsal(config, task, how, size) for size in sizes]
+    rehearse = lambda size: Rehearsal(config, task, how, size, eight_bit)  # noqa: E731
+    trial = min(FEW[1] * pieces, batch)
+    working = max(w for w, _ in rehearse(trial).at(0))
+    small = MORE if working * MORE[1] * pieces <= ROOM * trial else FEW
+    sizes = [pieces * n for n in small] if batch > pieces * small[1] else [batch]
+    rehearsals = [rehearse(size) for size in sizes]
     peak, resident = 0, 0
     for step in sorted({0, total // 2, total - 1}):
         peak, resident = max((peak, resident), _peak([r.at(step) for r in rehearsals], sizes, batch))
@@ -75,7 +86,7 @@ def plan(config: RunConfig, task: Task, how: Execution = Execution()) -> Plan:  
 class Rehearsal:
     """The loop of a run at another batch, whose optimizers stand still."""
 
-    def __init__(self, config: RunConfig, task: Task, how: Execution, batch: int):
+    def __init__(self, config: RunConfig, task: Task, how: Execution, batch: int, eight_bit: bool = False):
         teacher, start = _lazy((task.teacher, task.start))
         small = replace(config, options={**config.options, "batch": batch})
         self.method, options = prepare(small, replace(task, teacher=teacher, start=start))
@@ -84,7 +95,8 @@ class Rehearsal:
         counts = LoopOptions(options.iterations, batch, config.micro_batches, config.seed)
         self.loop = Loop(self.method, task.source, counts, device=config.device, quiet=True)
         for name, trained in self.loop.trained.items():
-            trained.optimizer = Still(trained)
+            kind = trained.options.kind
+            trained.optimizer = Still(trained, f"{kind}8bit" if eight_bit and f"{kind}8bit" in EIGHT_BIT else kind)
             self.method.roles[name].ema_options = None  # averages stand still too
         self.all = sum(t.nbytes for t in _unique(held(self.method.roles, self.loop.trained))) + _bytes(self._others())
         self.resident = self.all
@@ -128,10 +140,10 @@ class Rehearsal:
 class Still(torch.optim.Optimizer):
     """An optimizer that never moves, with the state that the role's own would have, but for its memory."""
 
-    def __init__(self, trained: Trained):
+    def __init__(self, trained: Trained, kind: str):
         super().__init__(trained.params, {"fused": True})
         for p in trained.params:
-            self.state[p] = _state(trained.options.kind, p)
+            self.state[p] = _state(kind, p)
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Nothing."""
@@ -152,14 +164,14 @@ class Lazy(nn.Parameter):
     """A parameter whose copies share its memory until one of them is written to."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Lazy":
-        return Lazy(self.data._lazy_clone(), self.requires_grad)  # type: ignore[operator]
+        return Lazy(self.data._lazy_clone(), self.requires_grad)
 
 
 def _lazy(modules: tuple[Any, ...]) -> tuple[Any, ...]:
     """Copies of the modules that are modules; what they share stays shared, and their parameters are lazy."""
     memo: dict[int, Any] = {}
     for p in (p for m in modules if isinstance(m, nn.Module) for p in m.parameters()):
-        memo.setdefault(id(p), Lazy(p.data._lazy_clone(), p.requires_grad))  # type: ignore[operator]
+        memo.setdefault(id(p), Lazy(p.data._lazy_clone(), p.requires_grad))
     return tuple(copy.deepcopy(m, memo) if isinstance(m, nn.Module) else m for m in modules)
 
 
