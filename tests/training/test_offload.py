@@ -8,10 +8,10 @@ from limbeck.methods.generators.generator import make_method
 from limbeck.tasks import build_task
 from limbeck.training import Loop, LoopOptions, checkpoint_roles
 from limbeck.training.checkpoints import load
-from limbeck.training.offload import CPU, Offload
+from limbeck.training.offload import Offload
 from limbeck.training.options import merged_options
 
-DEVICE = torch.device("meta")  # a name for "at work"; nothing is computed there
+AWAY = torch.device("meta")  # a name for the idle place; nothing is stored there
 
 
 class Mover:
@@ -22,7 +22,7 @@ class Mover:
         self.there = 0
 
     def __call__(self, tensor, device):
-        if device == CPU:
+        if device == AWAY:
             absent = torch.full_like(tensor, float("nan")) if tensor.is_floating_point() else torch.full_like(tensor, -1)
             self.kept[absent.data_ptr()] = tensor.detach().clone()
             self.there -= tensor.nbytes
@@ -50,8 +50,7 @@ def make(tiny_task, kind, mover=None, checkpointing=False, folder=None, micro_ba
         checkpoint_roles(method.roles)
     loop = Loop(method, task.source, LoopOptions(options.iterations, 8, micro_batches, log_every=1), folder=folder, quiet=True)
     if mover is not None:
-        loop.residence = Offload(method.roles, loop.trained, DEVICE, mover)
-        loop.residence._placed = dict  # conditions stay where they can be computed with
+        loop.residence = Offload(method.roles, loop.trained, "cpu", mover, AWAY)
     return loop
 
 

@@ -19,6 +19,8 @@ from limbeck.training.optimizers import EIGHT_BIT, Trained
 FEW, MORE = (2, 4), (8, 16)  # samples per micro-batch of the two rehearsals; one alone would take other paths through torch
 ROOM = 2**30  # bytes that activations may take for a rehearsal with more: convolutions choose their algorithm by the batch
 
+AWAY = torch.device("meta")  # a name for where idle roles are, on whatever device the rehearsal takes place
+
 
 @dataclass(frozen=True)
 class RoleBytes:
@@ -53,7 +55,7 @@ class Plan:
         return self.other + sum(r.weights + r.optimizer + r.average for r in self.roles)
 
 
-def plan(
+def plan_run(
     config: RunConfig,
     task: Task,
     how: Execution = Execution(),  # noqa: B008
@@ -71,11 +73,11 @@ def plan(
     pieces, batch = config.micro_batches, int(config.options["batch"])
     total = int(config.options["iterations"])
     rehearse = lambda size: Rehearsal(config, task, how, size, eight_bit)  # noqa: E731
-    trial = min(FEW[1] * pieces, batch)
-    working = max(w for w, _ in rehearse(trial).at(0))
-    small = MORE if working * MORE[1] * pieces <= ROOM * trial else FEW
+    trial = rehearse(min(FEW[1] * pieces, batch))
+    working = max(w for w, _ in trial.at(0))
+    small = MORE if working * MORE[1] * pieces <= ROOM * trial.batch else FEW
     sizes = [pieces * n for n in small] if batch > pieces * small[1] else [batch]
-    rehearsals = [rehearse(size) for size in sizes]
+    rehearsals = [trial if size == trial.batch else rehearse(size) for size in sizes]
     peak, resident = 0, 0
     for step in sorted({0, total // 2, total - 1}):
         peak, resident = max((peak, resident), _peak([r.at(step) for r in rehearsals], sizes, batch))
@@ -87,6 +89,7 @@ class Rehearsal:
     """The loop of a run at another batch, whose optimizers stand still."""
 
     def __init__(self, config: RunConfig, task: Task, how: Execution, batch: int, eight_bit: bool = False):
+        self.batch = batch
         teacher, start = _lazy((task.teacher, task.start))
         small = replace(config, options={**config.options, "batch": batch})
         self.method, options = prepare(small, replace(task, teacher=teacher, start=start))
@@ -101,10 +104,10 @@ class Rehearsal:
         self.all = sum(t.nbytes for t in _unique(held(self.method.roles, self.loop.trained))) + _bytes(self._others())
         self.resident = self.all
         if how.offload:
-            self.loop.residence = Offload(self.method.roles, self.loop.trained, config.device, self._move)
+            self.loop.residence = Offload(self.method.roles, self.loop.trained, config.device, self._move, AWAY)
 
     def _move(self, tensor: Tensor, device: torch.device) -> Tensor:
-        self.resident += tensor.nbytes * (-1 if device.type == "cpu" else 1)
+        self.resident += tensor.nbytes * (-1 if device == AWAY else 1)
         return tensor
 
     def at(self, step: int) -> list[tuple[int, int]]:

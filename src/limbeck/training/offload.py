@@ -41,13 +41,18 @@ class Offload(Resident):
     update :meth:`release` sends away what it is done with. A role that was called with gradients and is not updated yet may be
     part of a graph that still waits for its backward: it stays until its own update, or until the iteration is over. Tensors
     that several roles share (one frozen base) leave with the last of them. What a method does with weights when an iteration is
-    over (:meth:`Method.finish`) happens on the CPU. ``move`` (tensor, device) -> tensor does the moving.
+    over (:meth:`Method.finish`) happens on the CPU. ``move`` (tensor, device) -> tensor does the moving, ``away`` is where to.
     """
 
     def __init__(
-        self, roles: Mapping[str, Role], trained: Mapping[str, Trained], device: torch.device | str, move: Move = moved
+        self,
+        roles: Mapping[str, Role],
+        trained: Mapping[str, Trained],
+        device: torch.device | str,
+        move: Move = moved,
+        away: torch.device = CPU,
     ):
-        self.roles, self.trained, self.device, self.move = roles, trained, torch.device(device), move
+        self.trained, self.device, self.move, self.away = trained, torch.device(device), move, away
         modules = {name: role.module for name, role in roles.items()}
         self.modules: dict[str, nn.Module] = {**modules, **{f"{n}.ema": r.ema for n, r in roles.items() if r.ema is not None}}
         self.resident, self.waiting = set(self.modules), set[str]()
@@ -57,7 +62,7 @@ class Offload(Resident):
                     entrance.register_forward_pre_hook(self._hook(name))
         self.release()
         for name in trained:
-            self._move_state(name, CPU)
+            self._move_state(name, self.away)
 
     def _hook(self, name: str) -> Callable[[nn.Module, Any], Any]:
         owner = self.modules[name]
@@ -95,7 +100,7 @@ class Offload(Resident):
         for t in self._tensors(leaving):
             if id(t) not in stay:
                 stay.add(id(t))
-                t.data = self.move(t, CPU)
+                t.data = self.move(t, self.away)
 
     @contextmanager
     def applying(self, name: str) -> Iterator[None]:
@@ -103,7 +108,7 @@ class Offload(Resident):
         self.fetch(name)
         self._move_state(name, self.device)
         yield
-        self._move_state(name, CPU)
+        self._move_state(name, self.away)
 
     @contextmanager
     def averaging(self, name: str) -> Iterator[None]:
