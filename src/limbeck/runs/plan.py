@@ -1,7 +1,7 @@
 """How much memory a run will need, before it begins: weights from their counts, the rest from small rehearsals of the run itself."""
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,7 +36,8 @@ class RoleBytes:
 @dataclass(frozen=True)
 class Plan:
     """``peak``: the most bytes of tensors at one time. ``resident``: weights, averages and optimizer states on the device at that
-    moment; the rest, ``working``, are activations, gradients and temporary tensors. ``other``: modules that are no role."""
+    moment; the rest, ``working``, are activations, gradients and temporary tensors. ``other``: modules that are no role.
+    """
 
     roles: tuple[RoleBytes, ...]
     other: int
@@ -47,6 +48,7 @@ class Plan:
 
     @property
     def working(self) -> int:
+        """Bytes beside the resident ones at the peak."""
         return self.peak - self.resident
 
     @property
@@ -101,8 +103,7 @@ class Rehearsal:
             kind = trained.options.kind
             trained.optimizer = Still(trained, f"{kind}8bit" if eight_bit and f"{kind}8bit" in EIGHT_BIT else kind)
             self.method.roles[name].ema_options = None  # averages stand still too
-        self.all = sum(t.nbytes for t in _unique(held(self.method.roles, self.loop.trained))) + _bytes(self._others())
-        self.resident = self.all
+        self.resident = _bytes(held(self.method.roles, self.loop.trained)) + _bytes(self._others())
         if how.offload:
             self.loop.residence = Offload(self.method.roles, self.loop.trained, config.device, self._move, AWAY)
 
@@ -189,13 +190,9 @@ def _peak(traces: Sequence[list[tuple[int, int]]], sizes: Sequence[int], batch: 
     return max((round(working) + resident, resident) for working, resident in pairs)
 
 
-def _unique(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
-    return iter({id(t): t for t in tensors}.values())
-
-
 def _bytes(tensors: Iterable[Tensor], counted: set[int] | None = None) -> int:
     """Of all tensors, or of those not counted yet, which then are."""
     seen = set[int]() if counted is None else counted
-    new = [t for t in _unique(tensors) if id(t) not in seen]
-    seen |= {id(t) for t in new}
-    return sum(t.nbytes for t in new)
+    new = {id(t): t.nbytes for t in tensors if id(t) not in seen}
+    seen.update(new)
+    return sum(new.values())

@@ -49,13 +49,13 @@ class Saving:
 Switch = Callable[[Choice], Switched | None]  # None: it is on already, or there is nothing for it to act on
 
 
-def checkpointing(c: Choice) -> Switched | None:
+def _checkpointing(c: Choice) -> Switched | None:
     how = replace(c.how, gradient_checkpointing=True)
     on = Switched("--gradient-checkpointing", "blocks computed twice and held once, the same numbers", replace(c, how=how))
     return None if c.how.gradient_checkpointing else on
 
 
-def micro_batches(c: Choice) -> Switched | None:
+def _micro_batches(c: Choice) -> Switched | None:
     batch, now = int(c.config.options["batch"]), c.config.micro_batches
     pieces = min(PIECES * now, batch)
     meaning = f"{-(-batch // pieces)} samples at a time, the same gradient"
@@ -63,18 +63,18 @@ def micro_batches(c: Choice) -> Switched | None:
     return on if pieces > now else None
 
 
-def offload(c: Choice) -> Switched | None:
+def _offload(c: Choice) -> Switched | None:
     meaning = "on a GPU: idle weights, averages and optimizer states wait on the CPU"
     return None if c.how.offload else Switched("--offload", meaning, replace(c, how=replace(c.how, offload=True)))
 
 
-def bfloat16(c: Choice) -> Switched | None:
+def _bfloat16(c: Choice) -> Switched | None:
     config = replace(c.config, precision="bfloat16")
     on = Switched("--precision bfloat16", "networks in half precision, losses and weights not", replace(c, config=config))
     return None if c.config.precision == "bfloat16" else on
 
 
-def eight_bit(c: Choice) -> Switched | None:
+def _eight_bit(c: Choice) -> Switched | None:
     _, options_class, _ = distilling(c.config.method).load()
     roles = [f.name for f in dataclasses.fields(options_class) if isinstance(f.default, OptimizerOptions)]
     kinds = {name: c.config.options[name]["kind"] for name in roles}
@@ -83,7 +83,7 @@ def eight_bit(c: Choice) -> Switched | None:
     return None if c.eight_bit or not flags else Switched(flags, meaning, replace(c, eight_bit=True))
 
 
-def adapters(option: str) -> Switch:
+def _adapters(option: str) -> Switch:
     def switch(c: Choice) -> Switched | None:
         config = replace(c.config, options={**c.config.options, option: RANK})
         who = "critic" if option == "critic_rank" else "student"
@@ -95,7 +95,7 @@ def adapters(option: str) -> Switch:
 
 
 SWITCHES: Sequence[Switch] = (
-    checkpointing, micro_batches, offload, bfloat16, eight_bit, *map(adapters, ("critic_rank", "student_rank", "rank")),
+    _checkpointing, _micro_batches, _offload, _bfloat16, _eight_bit, *map(_adapters, ("critic_rank", "student_rank", "rank")),
 )  # fmt: skip
 """First those that leave the numbers as they are, then those that round, then those that train fewer weights."""
 
