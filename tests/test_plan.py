@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from limbeck.methods import find
-from limbeck.runs import Choice, Execution, RunConfig, plan_run, prepare, savings
+from limbeck.runs import Execution, RunConfig, plan_run, prepare
 from limbeck.runs.plan import AWAY, Rehearsal, Still
 from limbeck.tasks.digit_prompts import prompts
 from limbeck.tasks.digits import digits
@@ -169,9 +169,9 @@ def test_a_rehearsal_copies_no_weights_and_leaves_the_teacher_alone(task):
 
 @pytest.mark.slow
 def test_what_checkpointing_and_bytes_for_moments_save(task):
-    choice, of = Choice(configuration("sid", "prompts"), Execution()), task("prompts")
-    planned = choice.plan(of)
-    single = {s.flags.split()[0]: s.peak for s in savings(choice, of, lambda text: None)}
-    assert single["--gradient-checkpointing"] < 0.5 * planned.peak > single["--micro-batches"]
-    states = sum(r.optimizer for r in planned.roles)
-    assert 0.5 * states < planned.peak - single["--student.kind"] < 0.75 * states  # small tensors stay in float32
+    config, of = configuration("sid", "prompts"), task("prompts")
+    plain = plan_run(config, of)
+    assert plan_run(config, of, CHECKPOINTED).peak < 0.5 * plain.peak
+    states = sum(r.optimizer for r in plain.roles)
+    saved = plain.peak - plan_run(config, of, eight_bit=True).peak
+    assert 0.5 * states < saved < 0.75 * states  # small tensors stay in float32

@@ -44,7 +44,7 @@ class Execution:
     """Where figures go besides metrics.jsonl: tensorboard, wandb, trackio, none (default: TensorBoard if it is installed)."""
     quiet: bool = False
     gradient_checkpointing: bool = False
-    """Blocks of the networks are computed twice and held once: less memory, a third more time."""
+    """Blocks of the networks are computed twice and held once: less memory, one more forward each."""
     offload: bool = False
     """Weights, averages and optimizer states wait on the CPU while their role is idle."""
 
