@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from limbeck.denoisers import Preconditioned
 from limbeck.methods import find
+from limbeck.noise import VE
 from limbeck.runs import Execution, RunConfig, plan_run, prepare
 from limbeck.runs.plan import AWAY, Rehearsal, Still
 from limbeck.tasks.digit_prompts import prompts
@@ -175,3 +177,21 @@ def test_what_checkpointing_and_bytes_for_moments_save(task):
     states = sum(r.optimizer for r in plain.roles)
     saved = plain.peak - plan_run(config, of, eight_bit=True).peak
     assert 0.5 * states < saved < 0.75 * states  # small tensors stay in float32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [Execution(), CHECKPOINTED], ids=["plain", "checkpointed"])
+def test_the_planned_peak_is_the_measured_one_of_a_model_of_diffusers(task, how):
+    diffusers = pytest.importorskip("diffusers")
+    from limbeck.interop import DiffusersNetwork
+
+    model = diffusers.UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=2, block_out_channels=(32, 64), norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=8, num_class_embeds=11,
+    )  # fmt: skip
+    of = replace(task("digits"), teacher=Preconditioned(DiffusersNetwork(model), VE()))
+    config = configuration("sid", over={"batch": 32, "critic_rank": 4})
+    planned, real = plan_run(config, of, how), measured(config, of, how)
+    print(f"planned {planned.peak / 1e6:.2f} MB, measured {real / 1e6:.2f} MB, ratio {planned.peak / real:.4f}")
+    assert 0.95 < planned.peak / real < 1.05
