@@ -43,6 +43,10 @@ class Execution:
     track: tuple[Literal["none", "tensorboard", "wandb", "trackio"], ...] | None = None
     """Where figures go besides metrics.jsonl: tensorboard, wandb, trackio, none (default: TensorBoard if it is installed)."""
     quiet: bool = False
+    gradient_checkpointing: bool = False
+    """Blocks of the networks are computed twice and held once: less memory, one more forward each."""
+    offload: bool = False
+    """Weights, averages and optimizer states wait on the CPU while their role is idle."""
 
     def __post_init__(self):
         check_trackers(self.track)
