@@ -137,3 +137,18 @@ def placed(value: Tensor, like: Any) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def local(value: Any) -> Any:
+    """This rank's part of a split tensor, in the same memory; another tensor as it is."""
+    return value.to_local() if hasattr(value, "placements") else value
+
+
+def copies(method: Method) -> dict[str, nn.Module]:
+    """Every module of the roles by name, averages as NAME.ema; a module of two roles once."""
+    found: dict[str, nn.Module] = {}
+    for name, role in method.roles.items():
+        for label, module in ((name, role.module), (f"{name}.ema", role.ema)):
+            if isinstance(module, nn.Module) and not any(module is other for other in found.values()):
+                found[label] = module
+    return found

@@ -12,11 +12,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError
-from limbeck.training import shards
 from limbeck.training.heartbeat import BEAT, STALE, Heartbeat
 from limbeck.training.keyed import Keyed
 from limbeck.training.method import Method
-from limbeck.training.parallel import Figures, Made, World
+from limbeck.training.parallel import Figures, Made, World, copies, local
 
 BUCKET = 25 * 2**20  # bytes of gradients that are summed at once
 PATIENCE = timedelta(hours=6)  # how long a rank waits, e.g. for rank 0 to train a teacher; a dead one is noticed much sooner
@@ -38,12 +37,14 @@ class Ranks(World):
         self._signum: int | None = None
 
     def adopt(self, method: Method) -> None:
-        modules = shards.copies(method).values()
+        modules = copies(method).values()
         for tensor in {id(t): t.detach() for m in modules for t in [*m.parameters(), *m.buffers()]}.values():
             whole = tensor.contiguous()
             dist.broadcast(whole, 0)
             tensor.copy_(whole)
         if self.sharded:
+            from limbeck.training import shards
+
             shards.shard(method, self.device, self.size)
 
     def begin(self, seed: int, step: int) -> None:
@@ -70,7 +71,7 @@ class Ranks(World):
 
     def gradients(self, params: Sequence[nn.Parameter], loss: float) -> tuple[list[Tensor], Tensor, float]:
         if self.sharded:
-            grads = [shards.local(p.grad) for p in params if p.grad is not None]
+            grads = [local(p.grad) for p in params if p.grad is not None]
             square = sum((g.double().square().sum() for g in grads), torch.zeros((), dtype=torch.float64, device=self.device))
             both = self.total(torch.stack([square.cpu(), torch.tensor(loss, dtype=torch.float64)]))
             return grads, both[0].sqrt().to(grads[0] if grads else both), float(both[1])
@@ -130,7 +131,7 @@ class Ranks(World):
     def check_equal(self, method: Method, step: int) -> None:
         if self.sharded:
             return
-        for name, module in shards.copies(method).items():
+        for name, module in copies(method).items():
             sums = [p.detach().double().sum().cpu() for p in module.parameters()]
             mine = torch.stack(sums) if sums else torch.zeros(0, dtype=torch.float64)
             theirs = mine.clone()
@@ -142,7 +143,11 @@ class Ranks(World):
                 )
 
     def gathered(self, module: nn.Module) -> AbstractContextManager[None]:
-        return shards.gathered(module) if self.sharded else super().gathered(module)
+        if not self.sharded:
+            return super().gathered(module)
+        from limbeck.training import shards
+
+        return shards.gathered(module)
 
 
 def _buckets(grads: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 
 from limbeck.errors import LimbeckError
 from limbeck.training.method import Method
+from limbeck.training.parallel import copies
 
 LISTS = (nn.ModuleList, nn.ModuleDict)
 
@@ -37,16 +36,6 @@ def shard(method: Method, device: str, size: int) -> None:
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
-def copies(method: Method) -> dict[str, nn.Module]:
-    """Every module of the roles by name, averages as NAME.ema; a module of two roles once."""
-    found: dict[str, nn.Module] = {}
-    for name, role in method.roles.items():
-        for label, module in ((name, role.module), (f"{name}.ema", role.ema)):
-            if isinstance(module, nn.Module) and not any(module is other for other in found.values()):
-                found[label] = module
-    return found
-
-
 def units(module: nn.Module) -> list[nn.Module]:
     """The parts that are gathered one at a time: the members of lists, and what stands beside the lists."""
     found: list[nn.Module] = []
@@ -57,11 +46,6 @@ def units(module: nn.Module) -> list[nn.Module]:
         elif any(True for _ in child.parameters()):
             found.append(child)
     return found
-
-
-def local(value: Any) -> Any:
-    """This rank's part of a split tensor, in the same memory; another tensor as it is."""
-    return value.to_local() if isinstance(value, DTensor) else value
 
 
 @contextmanager
