@@ -76,6 +76,7 @@ def distill(arguments: list[str]) -> int:
     """limbeck distill [METHOD] [options]"""
     from limbeck import runs
     from limbeck.tasks import build_task
+    from limbeck.training import launched
 
     named = bool(arguments) and not arguments[0].startswith("-")
     name, rest = (arguments[0], arguments[1:]) if named else ("dmd", arguments)
@@ -109,15 +110,20 @@ def distill(arguments: list[str]) -> int:
     task_name = "own" if own else shared.task
     if stored is None and preset is None:
         given = (shared, _suited(entry.id, task_name, options, given[1], rest), how)
-    runs.check_place(shared.device, shared.dtype)
-    config = runs.RunConfig(
-        entry.id, task_name, task_options, options_to_dict(given[1]), shared.seed, shared.device, shared.dtype,
-        shared.micro_batches, shared.checkpoint_every, None if shared.from_run is None else str(shared.from_run), shared.precision,
-    )  # fmt: skip
-    folder = runs.open_folder(shared.resume or shared.out, config, shared.overwrite, shared.resume is not None)
-    task = build_task(config.task, config.task_options, device=config.device, dtype=config.dtype, quiet=how.quiet)
-    command = " ".join(["limbeck", "distill", *arguments])
-    done = runs.run(config, task, folder, shared.overwrite, shared.resume is not None, how=how, command=command)
+    with launched(shared.device, how.parallel) as world:
+        runs.check_place(shared.device, shared.dtype)
+        config = runs.RunConfig(
+            entry.id, task_name, task_options, options_to_dict(given[1]), shared.seed, shared.device, shared.dtype,
+            shared.micro_batches, shared.checkpoint_every, None if shared.from_run is None else str(shared.from_run), shared.precision,
+        )  # fmt: skip
+        resuming = shared.resume is not None
+        folder = world.first(lambda: runs.open_folder(shared.resume or shared.out, config, shared.overwrite, resuming))
+        place: dict[str, Any] = {"device": config.device, "dtype": config.dtype, "quiet": how.quiet or not world.writes}
+        task = world.in_turn(lambda: build_task(config.task, config.task_options, **place))
+        command = " ".join(["limbeck", "distill", *arguments])
+        done = runs.run(config, task, folder, shared.overwrite, resuming, how=how, command=command, world=world)
+    if not world.writes:
+        return 0
     show(done.summary)
     print(f"\nreport: {folder / 'report.html'}")
     ratio = done.summary["student"]["frechet"] / done.summary["teacher"]["frechet"]

@@ -42,6 +42,8 @@ class Execution:
     tensorboard: bool = False
     """Write TensorBoard files beside metrics.jsonl."""
     quiet: bool = False
+    parallel: Literal["replicate", "shard"] = "replicate"
+    """Of several processes (torchrun): each holds all weights, or a part of them."""
 
 
 def read_config(folder: Path | str) -> RunConfig:

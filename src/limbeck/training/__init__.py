@@ -17,7 +17,7 @@ from limbeck.training.method import (
     Update,
     set_precision,
 )
-from limbeck.training.parallel import ALONE, World, launched
+from limbeck.training.parallel import ALONE, World, launched, placed
 from limbeck.training.tracking import Tracker, read_metrics
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "Update",
     "World",
     "launched",
+    "placed",
     "read_metrics",
     "sample_order",
     "set_precision",

@@ -124,15 +124,15 @@ def _own_gpu(device: torch.device) -> None:
     if device.index is not None:
         raise LimbeckError(f"--device {device}: every process takes a GPU of its own; give --device cuda")
     if local >= gpus:
-        raise LimbeckError(f"process {local} of this machine has no GPU, there are {gpus}; start --nproc-per-node {max(gpus, 1)}")
+        raise LimbeckError(
+            f"process {local} of this machine has no GPU, there are {gpus}; start --nproc-per-node {max(gpus, 1)}"
+        )
     torch.cuda.set_device(local)
-
-
 
 
 def placed(value: Tensor, like: Any) -> Tensor:
     """A whole tensor as ``like`` is held: the parts of it that this rank has, where ``like`` is split over the ranks."""
-    if not hasattr(like, "placements") or value.shape != like.shape:
+    if not hasattr(like, "placements") or hasattr(value, "placements") or value.shape != like.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
 

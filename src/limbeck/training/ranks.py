@@ -37,6 +37,7 @@ class Ranks(World):
         self._signum: int | None = None
 
     def adopt(self, method: Method) -> None:
+        method.writes = self.writes
         modules = copies(method).values()
         for tensor in {id(t): t.detach() for m in modules for t in [*m.parameters(), *m.buffers()]}.values():
             whole = tensor.contiguous()
