@@ -99,11 +99,12 @@ class Heartbeat:
 
     def _gone(self, nearby: bool = False) -> str | None:
         for rank, sign in sorted(self.others.items()):
+            step = max(sign.step, self.mine.step)  # they keep step, and the last beat may be older than the last iteration
             if sign.left is not None:
                 if sign.left != DONE:
-                    return f"{sign.name} failed at step {sign.step}: {sign.left}"
+                    return f"{sign.name} failed at step {step}: {sign.left}"
             elif time.monotonic() - self._seen[rank] > STALE or (nearby and sign.host == self.mine.host and _dead(sign.pid)):
-                return f"{sign.name} died at step {sign.step}"
+                return f"{sign.name} died at step {step}"
         return None
 
 
