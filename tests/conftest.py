@@ -55,7 +55,7 @@ def ranks():
 
     ``may_die``: None stands for a process that ended without an answer.
     """
-    import torch.distributed.fsdp
+    import torch.distributed.fsdp  # noqa: F401
 
     import limbeck.training.ranks  # noqa: F401  (imported once, here, and not in every process)
 

@@ -269,7 +269,9 @@ def test_roles_start_as_those_of_rank_0_and_coming_apart_is_noticed(ranks, tmp_p
 
     answers = ranks(2, work)
     method = toys.Toy(optimizer=SGD)
-    assert answers[0][0] == answers[1][0] == [float(next(m.parameters()).detach().sum()) for m in (method.teacher, method.critic)]
+    assert (
+        answers[0][0] == answers[1][0] == [float(next(m.parameters()).detach().sum()) for m in (method.teacher, method.critic)]
+    )
     assert answers[0][1] == answers[1][1]
     assert "the weights of the role 'student' differ between processes at step 2; draw noise from batch.noise" in answers[0][1]
 
@@ -349,18 +351,27 @@ def test_what_cannot_be_split_is_refused_with_the_way_out(ranks):
         FeatureTap(method.roles["student"].module, ["blocks.0.inner"])
 
     text = refused(ranks, deep, tap)
-    assert "the layer 'blocks.0.inner' is no part" in text and "tap one of conditioning, input, blocks.0, blocks.1, norm, output" in text
+    assert (
+        "the layer 'blocks.0.inner' is no part" in text
+        and "tap one of conditioning, input, blocks.0, blocks.1, norm, output" in text
+    )
 
 
 def test_only_processes_of_a_launcher_are_several(monkeypatch):
     with launched() as world:
         assert world is ALONE and world.writes and world.evaluates
-    with pytest.raises(LimbeckError, match="unknown way to be parallel 'split': .*Allowed: replicate, shard"), launched("cpu", "split"):
+    with (
+        pytest.raises(LimbeckError, match="unknown way to be parallel 'split': .*Allowed: replicate, shard"),
+        launched("cpu", "split"),
+    ):
         pass
     for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost")):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(LimbeckError, match="process 1 of this machine has no GPU, there are 1; start --nproc-per-node 1"), launched("cuda"):
+    with (
+        pytest.raises(LimbeckError, match="process 1 of this machine has no GPU, there are 1; start --nproc-per-node 1"),
+        launched("cuda"),
+    ):
         pass
     with pytest.raises(LimbeckError, match="every process takes a GPU of its own; give --device cuda"), launched("cuda:0"):
         pass

@@ -182,7 +182,7 @@ def run(
         quiet=how.quiet,
         world=world,
     )
-    if (folder / "checkpoints").is_dir():
+    if world.first(lambda: (folder / "checkpoints").is_dir()):
         checkpoint = last_checkpoint(folder, quiet=not world.writes)
         if checkpoint.meta.get("method") != config.method:
             raise LimbeckError(f"{folder} holds a run of {checkpoint.meta.get('method')!r}, not of {config.method!r}")

@@ -92,7 +92,7 @@ class World:
         """Raise LimbeckError where the ranks' weights have come apart."""
 
     def gathered(self, module: nn.Module) -> AbstractContextManager[None]:
-        """The module has whole weights inside. All ranks go in and out together."""
+        """The module has whole weights inside, to be read and not to run. All ranks go in and out together."""
         return nullcontext()
 
 

@@ -1,7 +1,9 @@
 """The world of several processes: sums of gradients, totals and figures, and how it ends where one of them does."""
 
+import atexit
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
@@ -168,30 +170,30 @@ def _buckets(grads: Sequence[Tensor]) -> list[list[Tensor]]:
 
 @contextmanager
 def joined(device: str, sharded: bool) -> Iterator[Ranks]:
-    """The process group that the environment describes, with a heartbeat; a group that is there already is used and left."""
-    own = not dist.is_initialized()
-    if own:
+    """The process group that the environment describes, with a heartbeat. The group stays for later runs, until the process ends."""
+    if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+        atexit.register(dist.destroy_process_group)
     # a connection of its own: the group's is busy while a rank waits in it
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False)
     heart = Heartbeat(store, dist.get_rank(), dist.get_world_size())
-    dist.barrier()
+    world = Ranks(device, sharded, heart)
+    world.wait()
     heart.start()
     try:
-        yield Ranks(device, sharded, heart)
+        yield world
         heart.leave()
         if sharded:
-            dist.barrier()  # rank 0 may hold the store
+            world.wait()  # rank 0 may hold the store
     except BaseException as error:
         lost = heart.lost(STALE + 2 * BEAT) if _of_a_collective(error) else None
         heart.leave((str(error) or type(error).__name__).splitlines()[0])
         if lost is None:
+            if not isinstance(error, LimbeckError):
+                time.sleep(2 * BEAT)  # the others may read the reason in a store that this process holds
             raise
-        own = False  # what another rank has left cannot be ended in an orderly way
+        atexit.unregister(dist.destroy_process_group)  # what another rank has left cannot be ended in an orderly way
         raise RankLost(lost) from error
-    finally:
-        if own:
-            dist.destroy_process_group()
 
 
 def _of_a_collective(error: BaseException) -> bool:

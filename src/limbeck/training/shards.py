@@ -10,6 +10,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from limbeck.errors import LimbeckError
 from limbeck.training.method import Method
 from limbeck.training.parallel import copies
+from limbeck.training.tensorfile import is_split, whole
 
 LISTS = (nn.ModuleList, nn.ModuleDict)
 
@@ -50,15 +51,15 @@ def units(module: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def gathered(module: nn.Module) -> Iterator[None]:
-    """The module's parameters are whole inside. All ranks go in and out together."""
-    parts = [m for m in module.modules() if isinstance(m, FSDPModule)]
-    for part in parts:
-        part.unshard()
+    """The module's parameters are whole inside, to be read and not to run. All ranks go in and out together."""
+    held = [(m, name, p) for m in module.modules() for name, p in m.named_parameters(recurse=False) if is_split(p)]
+    for m, name, p in held:
+        m._parameters[name] = nn.Parameter(whole(p.detach()), requires_grad=False)
     try:
         yield
     finally:
-        for part in parts:
-            part.reshard()
+        for m, name, p in held:
+            m._parameters[name] = p
 
 
 def _check_apart(trees: dict[str, nn.Module]) -> None:

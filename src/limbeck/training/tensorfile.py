@@ -87,7 +87,7 @@ def chunks(named: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
     yield len(text).to_bytes(8, "little")
     yield text
     for name in names:
-        dense = _whole(named[name].detach()).resolve_conj().resolve_neg().cpu().contiguous()
+        dense = whole(named[name].detach()).resolve_conj().resolve_neg().cpu().contiguous()
         yield dense.reshape(-1).view(torch.uint8).numpy().data
 
 
@@ -100,7 +100,7 @@ def take_part(named: Mapping[str, Tensor]) -> None:
     """What the processes do that hold parts of tensors of which another one writes a file."""
     split = {name: t for name, t in named.items() if is_split(t)}
     for name in _order(split):
-        _whole(split[name].detach())
+        whole(split[name].detach())
 
 
 def _order(named: Mapping[str, Tensor]) -> list[str]:
@@ -108,5 +108,6 @@ def _order(named: Mapping[str, Tensor]) -> list[str]:
     return sorted(named, key=lambda name: (-named[name].element_size(), name))
 
 
-def _whole(t: Any) -> Tensor:
+def whole(t: Any) -> Tensor:
+    """The tensor itself, gathered from all processes where it is split: then all of them ask for it."""
     return t.full_tensor() if is_split(t) else t
