@@ -251,7 +251,8 @@ class Loop:
                     last = self.step == total
                     for message in watch(self.step, figures):
                         self.messages.append(message)
-                        progress.say(message)
+                        if self.world.writes:
+                            progress.say(message)
                     best = False
                     if self.evaluate is not None and (last or _due(self.step, options.evaluate_every)):
                         best = self._judge(figures)

@@ -7,7 +7,7 @@ averages and optimizer states are split over the ranks (shard). See docs/archite
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from limbeck.errors import LimbeckError, unknown
 from limbeck.training.method import Method
 
-Parallel = Literal["replicate", "shard"]
 WAYS = ("replicate", "shard")
 Figures = dict[str, float]
 Made = TypeVar("Made")

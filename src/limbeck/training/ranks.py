@@ -18,9 +18,11 @@ from limbeck.training.heartbeat import BEAT, STALE, Heartbeat
 from limbeck.training.keyed import Keyed
 from limbeck.training.method import Method
 from limbeck.training.parallel import Figures, Made, World, copies, local
+from limbeck.training.tensorfile import is_split
 
 BUCKET = 25 * 2**20  # bytes of gradients that are summed at once
 PATIENCE = timedelta(hours=6)  # how long a rank waits, e.g. for rank 0 to train a teacher; a dead one is noticed much sooner
+ANSWER = timedelta(seconds=10)  # how long the store of the heartbeats may take
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -40,8 +42,8 @@ class Ranks(World):
 
     def adopt(self, method: Method) -> None:
         method.writes = self.writes
-        modules = copies(method).values()
-        for tensor in {id(t): t.detach() for m in modules for t in [*m.parameters(), *m.buffers()]}.values():
+        held = {id(t): t.detach() for m in copies(method).values() for t in [*m.parameters(), *m.buffers()]}
+        for tensor in (t for t in held.values() if not is_split(t)):
             whole = tensor.contiguous()
             dist.broadcast(whole, 0)
             tensor.copy_(whole)
@@ -135,7 +137,7 @@ class Ranks(World):
         if self.sharded:
             return
         for name, module in copies(method).items():
-            sums = [p.detach().double().sum().cpu() for p in module.parameters()]
+            sums = [p.detach().sum(dtype=torch.float64).cpu() for p in module.parameters()]
             mine = torch.stack(sums) if sums else torch.zeros(0, dtype=torch.float64)
             theirs = mine.clone()
             dist.broadcast(theirs, 0)
@@ -175,7 +177,8 @@ def joined(device: str, sharded: bool) -> Iterator[Ranks]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
         atexit.register(dist.destroy_process_group)
     # a connection of its own: the group's is busy while a rank waits in it
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False)
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=ANSWER)
     heart = Heartbeat(store, dist.get_rank(), dist.get_world_size())
     world = Ranks(device, sharded, heart)
     world.wait()

@@ -1,5 +1,7 @@
 """Every system on two processes against one with the whole batch, with all weights in each or split between them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -26,10 +28,13 @@ BOTH = {
     "rcm": ("rcm", {"cycle": 2}),
     "scm": ("rcm", {"dmd_weight": 0.0}),
     "hyper-sd": ("hyper-sd", {}),
+    "sfd": ("sfd", {"forget": ("0=1",)}),
 }
 REPLICATED = {
     "dmd, adapters": ("dmd", {"student_rank": 2, "critic_rank": 2}),
     "swiftbrush": ("swiftbrush", {}),
+    "pso": ("pso", {"sigmas": (5.0, 1.0, 0.2), "reward": "height", "rank": 2}),
+    "snoopi": ("snoopi", {}),
     "ct": ("ict", {"target": "ema", "distance": "l2", "weight": "one", "s1": 8}),
 }
 
@@ -39,10 +44,11 @@ def made(tiny, name, options):
 
     cls, options_class, _ = find(name).load()
     known = options_class.__dataclass_fields__
+    parts = tiny.ingredients()
+    if name == "pso":
+        parts = replace(parts, start=tiny.teacher(seed=1), rewards={"height": lambda x, cond: x[:, 1]})
     torch.manual_seed(3)
-    return cls(
-        tiny.ingredients(), options_class(**{"iterations": 6, **{n: r for n, r in RATES.items() if n in known}, **options})
-    )
+    return cls(parts, options_class(**{"iterations": 6, **{n: r for n, r in RATES.items() if n in known}, **options}))
 
 
 def whole(value):
