@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -119,19 +121,47 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+def torchrun(tmp_path, script, *options):
+    (tmp_path / "script.py").write_text(script.format(tests=str(Path(__file__).parent)))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    given = ["--task", "tiny", "--batch", "7", "--dtype", "float64", "--out", str(tmp_path / "run"), *options]
+    env = {**os.environ, "LIMBECK_TYPECHECK": "0", "PYTHONPATH": str(Path(__file__).parents[1] / "src"), "OMP_NUM_THREADS": "1"}
+    command = [*launch, str(tmp_path / "script.py"), "distill", "dmd", *given]
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=240)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["replicate", "shard"])
 def test_torchrun_starts_a_run(way, tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
-    options = ["--task", "tiny", "--iterations", "3", "--batch", "7", "--dtype", "float64", "--parallel", way]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launch, str(tmp_path / "script.py"), "distill", "dmd", *options, "--out", str(tmp_path / "run")]
-    env = {**os.environ, "LIMBECK_TYPECHECK": "0", "PYTHONPATH": str(Path(__file__).parents[1] / "src"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=240)
+    done = torchrun(tmp_path, SCRIPT, "--iterations", "3", "--parallel", way)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("report: ") == 1 and done.stderr.count("3/3") == 1  # one process speaks
     assert checkpoints.load(tmp_path / "run" / "checkpoints").step == 3
     assert (tmp_path / "run" / "report.html").is_file()
-    again = subprocess.run(command, capture_output=True, text=True, env=env, timeout=240)
+    again = torchrun(tmp_path, SCRIPT, "--iterations", "3", "--parallel", way)
     assert again.returncode != 0 and "limbeck: " in again.stderr and "already exists" in again.stderr
     assert "limbeck (rank 1): " in again.stderr
+
+
+KILLED = """
+import os, signal
+from limbeck.training import Loop
+
+iterate = Loop.iterate
+
+def until(self):
+    if self.step == 7 and self.world.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return iterate(self)
+
+Loop.iterate = until
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_of_torchrun_is_named(tmp_path):
+    start = time.perf_counter()
+    done = torchrun(tmp_path, KILLED + SCRIPT, "--iterations", "50", "--checkpoint-every", "5")
+    assert done.returncode != 0 and time.perf_counter() - start < 120  # most of it to start
+    assert re.search(r"^limbeck: rank 1 \(.+, pid \d+\) died at step 7$", done.stderr, re.MULTILINE)
+    assert checkpoints.load(tmp_path / "run" / "checkpoints").step == 5

@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +18,7 @@ from limbeck.training.heartbeat import BEAT, STALE, Heartbeat
 from limbeck.training.keyed import Keyed
 from limbeck.training.method import Method
 from limbeck.training.parallel import Figures, Made, World, copies, local
+from limbeck.training.signals import noted_signals
 from limbeck.training.tensorfile import is_split
 
 BUCKET = 25 * 2**20  # bytes of gradients that are summed at once
@@ -189,13 +190,16 @@ def joined(device: str, sharded: bool) -> Iterator[Ranks]:
         if sharded:
             world.wait()  # rank 0 may hold the store
     except BaseException as error:
-        lost = heart.lost(STALE + 2 * BEAT) if _of_a_collective(error) else None
+        with noted_signals(lambda *_: None):  # a launcher ends those that are left; they are to say why first
+            lost = heart.lost(STALE + 2 * BEAT) if _of_a_collective(error) else None
         heart.leave((str(error) or type(error).__name__).splitlines()[0])
         if lost is None:
             if not isinstance(error, LimbeckError):
                 time.sleep(2 * BEAT)  # the others may read the reason in a store that this process holds
             raise
         atexit.unregister(dist.destroy_process_group)  # what another rank has left cannot be ended in an orderly way
+        with suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise RankLost(lost) from error
 
 
