@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from limbeck.errors import LimbeckError
-from limbeck.networks import FeatureTap, ResidualMLP, adapted
 from limbeck.training import (
     ALONE,
     Interrupted,
@@ -28,7 +27,6 @@ from limbeck.training import (
     read_metrics,
 )
 from limbeck.training.checkpoints import load
-from limbeck.training.ranks import BUCKET, _buckets
 
 sys.path.insert(0, str(Path(__file__).parent))
 toys = import_module("test_loop")
@@ -274,117 +272,3 @@ def test_roles_start_as_those_of_rank_0_and_coming_apart_is_noticed(ranks, tmp_p
     )
     assert answers[0][1] == answers[1][1]
     assert "the weights of the role 'student' differ between processes at step 2; draw noise from batch.noise" in answers[0][1]
-
-
-def test_what_rank_0_makes_or_refuses_is_everybodys(ranks):
-    def work():
-        with launched() as world:
-            made, told = [], []
-            for make_it in (lambda: made.append(world.rank) or world.rank, lambda: (_ for _ in ()).throw(LimbeckError("no"))):
-                try:
-                    told.append(world.first(make_it))
-                except LimbeckError as error:
-                    told.append(str(error))
-            turn = world.in_turn(lambda: made.append("own") or world.rank)
-            return told, made, turn, world.any(world.rank == 1), world.any(False), world.writes
-
-    assert ranks(2, work) == [([0, "no"], [0, "own"], 0, True, False, True), ([0, "no"], ["own"], 1, True, False, False)]
-
-
-def test_a_batch_that_is_too_small_for_the_processes_says_so(ranks):
-    def work():
-        answers = []
-        with launched() as world:
-            for options in ({"batch": 1}, {"micro_batches": 4}):
-                try:
-                    make(world, **options).iterate()
-                except LimbeckError as error:
-                    answers.append(str(error))
-        return answers
-
-    first, second = ranks(2, work)[1]
-    assert "a batch of 1 over 2 processes leaves 0 samples to one of them" in first and "a batch of at least 2" in first
-    assert "leaves 3 samples to one of them, which cannot be cut into micro_batches=4; use a batch of at least 8" in second
-
-
-def refused(ranks, method, use=lambda method: None):
-    def work():
-        try:
-            with launched("cpu", "shard") as world:
-                made = method()
-                make(world, made)
-                use(made)
-        except LimbeckError as error:
-            return str(error)
-
-    answers = ranks(2, work)
-    assert answers[0] == answers[1]
-    return answers[0]
-
-
-def test_what_cannot_be_split_is_refused_with_the_way_out(ranks):
-    def shared():
-        method = toys.Toy()
-        method.roles["student"] = Role(adapted(method.teacher, 2), SGD)
-        return method
-
-    text = refused(ranks, shared)
-    assert "the roles 'teacher' and 'student' share weights (network.net.0.base.weight, ...)" in text
-    assert "use --parallel replicate, or train all weights" in text
-
-    def whole_only():
-        method = toys.Toy()
-        method.whole = "its average is elsewhere"
-        return method
-
-    assert "the weights of Toy cannot be split over processes: its average is elsewhere; use --parallel replicate" in refused(
-        ranks, whole_only
-    )
-
-    def deep():
-        method = toys.Toy()
-        method.roles["student"] = Role(ResidualMLP((2,), width=8, blocks=2, embedding=8), SGD)
-        return method
-
-    def tap(method):
-        FeatureTap(method.roles["student"].module, ["blocks.0"])  # a part
-        FeatureTap(method.roles["student"].module, ["blocks.0.inner"])
-
-    text = refused(ranks, deep, tap)
-    assert (
-        "the layer 'blocks.0.inner' is no part" in text
-        and "tap one of conditioning, input, blocks.0, blocks.1, norm, output" in text
-    )
-
-
-def test_only_processes_of_a_launcher_are_several(monkeypatch):
-    with launched() as world:
-        assert world is ALONE and world.writes and world.evaluates
-    with (
-        pytest.raises(LimbeckError, match="unknown way to be parallel 'split': .*Allowed: replicate, shard"),
-        launched("cpu", "split"),
-    ):
-        pass
-    for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost")):
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with (
-        pytest.raises(LimbeckError, match="process 1 of this machine has no GPU, there are 1; start --nproc-per-node 1"),
-        launched("cuda"),
-    ):
-        pass
-    with pytest.raises(LimbeckError, match="every process takes a GPU of its own; give --device cuda"), launched("cuda:0"):
-        pass
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    with launched() as world:
-        assert world is ALONE
-
-
-def test_gradients_are_summed_in_buckets_of_one_dtype():
-    half = BUCKET // 8 // 2
-    grads = [torch.zeros(half, dtype=torch.float64), torch.zeros(3), torch.zeros(half, dtype=torch.float64), torch.zeros(5)]
-    grads += [torch.zeros(1, dtype=torch.float64), torch.zeros(3 * half, dtype=torch.float64), torch.zeros(1)]
-    found = _buckets(grads)
-    assert sorted(id(g) for b in found for g in b) == sorted(map(id, grads))
-    assert [[g.numel() for g in b] for b in found] == [[half, half], [3, 5, 1], [1], [3 * half]]
-    assert all(len({g.dtype for g in b}) == 1 for b in found)
