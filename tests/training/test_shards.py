@@ -13,7 +13,7 @@ from limbeck.errors import LimbeckError
 from limbeck.networks import FeatureTap, ResidualMLP, UNet, adapted
 from limbeck.noise import VE
 from limbeck.rules import frozen
-from limbeck.training import Loop, LoopOptions, OptimizerOptions, Role, TensorSource, launched, placed
+from limbeck.training import Loop, LoopOptions, OptimizerOptions, Role, TensorSource, checkpoint_roles, launched, placed
 from limbeck.training.shards import units
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -69,6 +69,47 @@ def test_between_two_calls_a_modules_parameters_are_its_shards(size, ranks):
     assert sum(held for _, held in answers) == sum(p.numel() for p in toys.Toy().student.parameters())
 
 
+def test_offload_and_split_weights_exclude_each_other(ranks):
+    def work():
+        with (
+            launched("cpu", "shard") as world,
+            pytest.raises(LimbeckError, match="shard splits what --offload would move away"),
+        ):
+            Loop(toys.Toy(), SOURCE, LoopOptions(1, 4), quiet=True, world=world, offload=True)
+
+    ranks(2, work)
+
+
+@pytest.mark.parametrize("how", ["offload", "gradient checkpointing"])
+def test_what_saves_memory_changes_nothing(how, ranks):
+    """Offload with replicas, gradient checkpointing with split weights."""
+
+    def made():
+        torch.manual_seed(0)
+        network = ResidualMLP((2,), width=8, blocks=2, embedding=8).double()
+        for p in network.parameters():
+            nn.init.normal_(p, std=0.3)
+        method = toys.Toy(optimizer=SGD)
+        method.critic = Preconditioned(network, VE(), "edm", 1.0)
+        method.rule.critic = method.critic
+        method.roles["critic"] = Role(method.critic, SGD)
+        if how != "offload":
+            checkpoint_roles({"critic": method.roles["critic"]})
+        return method
+
+    def work():
+        with launched("cpu", "replicate" if how == "offload" else "shard") as world:
+            loop = Loop(made(), SOURCE, LoopOptions(3, 6), quiet=True, world=world, offload=how == "offload")
+            loop.train()
+            return [getattr(p, "full_tensor", lambda p=p: p)().detach().clone() for p in loop.method.critic.parameters()]
+
+    alone = Loop(made(), SOURCE, LoopOptions(3, 6), quiet=True)
+    alone.train()
+    for answer in ranks(2, work):
+        for a, b in zip(answer, alone.method.critic.parameters(), strict=True):
+            torch.testing.assert_close(a, b.detach(), rtol=1e-10, atol=1e-12)
+
+
 def test_a_null_text_is_whole(ranks):
     def work():
         with launched("cpu", "shard") as world:
@@ -113,6 +154,15 @@ def test_what_cannot_be_split_is_refused_with_the_way_out(ranks):
 
     assert "the weights of Toy cannot be split over processes: its average is elsewhere; use --parallel replicate" in refused(
         ranks, whole_only
+    )
+
+    def eight_bit():
+        method = toys.Toy(optimizer=SGD)
+        method.roles["critic"].optimizer = OptimizerOptions(kind="adam8bit")
+        return method
+
+    assert "the optimizer 'adam8bit' of the role 'critic' counts in blocks of whole weights; use kind=adam" in refused(
+        ranks, eight_bit
     )
 
     def deep():

@@ -45,6 +45,10 @@ class Execution:
     quiet: bool = False
     parallel: Literal["replicate", "shard"] = "replicate"
     """Of several processes (torchrun): each holds all weights, or a part of them."""
+    gradient_checkpointing: bool = False
+    """Blocks of the networks are computed twice and held once: less memory, one more forward each."""
+    offload: bool = False
+    """Weights, averages and optimizer states wait on the CPU while their role is idle."""
 
     def __post_init__(self):
         check_trackers(self.track)

@@ -19,7 +19,7 @@ from limbeck.networks import merged
 from limbeck.runs.config import Execution, RunConfig, check_place, jsonable, read_config
 from limbeck.runs.folder import begin, last_checkpoint, open_folder
 from limbeck.tasks import TASKS, Task, build_task, chosen_task, given_names, preferred_options, recorded
-from limbeck.training import ALONE, Loop, LoopOptions, World, launched, set_precision
+from limbeck.training import ALONE, Loop, LoopOptions, World, checkpoint_roles, launched, set_precision
 from limbeck.training.options import merged_options, options_from_dict, options_to_dict
 from limbeck.version import __version__
 
@@ -169,6 +169,8 @@ def run(
     Of several processes one judges and writes; the summary of the others is empty.
     """
     method, options = prepare(config, task)
+    if how.gradient_checkpointing:
+        checkpoint_roles(method.roles)
     world.first(lambda: begin(folder, config, overwrite, resume))
     nfe = len(method.times)
     loop = Loop(
@@ -190,6 +192,7 @@ def run(
         meta={"method": config.method},
         quiet=how.quiet,
         world=world,
+        offload=how.offload,
     )
     if world.first(lambda: (folder / "checkpoints").is_dir()):
         checkpoint = last_checkpoint(folder, quiet=not world.writes)

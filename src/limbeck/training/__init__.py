@@ -15,6 +15,7 @@ from limbeck.training.method import (
     TensorSource,
     Total,
     Update,
+    checkpoint_roles,
     set_precision,
 )
 from limbeck.training.parallel import ALONE, World, launched, placed
@@ -41,6 +42,7 @@ __all__ = [
     "Tracker",
     "Update",
     "World",
+    "checkpoint_roles",
     "launched",
     "placed",
     "read_metrics",

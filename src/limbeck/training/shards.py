@@ -9,6 +9,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from limbeck.errors import LimbeckError
 from limbeck.training.method import Method
+from limbeck.training.optimizers import EIGHT_BIT
 from limbeck.training.parallel import copies
 from limbeck.training.tensorfile import is_split, whole
 
@@ -25,6 +26,12 @@ def shard(method: Method, device: str, size: int) -> None:
         raise LimbeckError(
             f"the weights of {type(method).__name__} cannot be split over processes: {method.whole}; use --parallel replicate"
         )
+    for name, role in method.roles.items():
+        if role.optimizer is not None and role.optimizer.kind in EIGHT_BIT:
+            raise LimbeckError(
+                f"the optimizer {role.optimizer.kind!r} of the role {name!r} counts in blocks of whole weights; use kind=adam, or "
+                "--parallel replicate"
+            )
     trees = copies(method)
     _check_apart(trees)
     mesh = init_device_mesh(device, (size,))
