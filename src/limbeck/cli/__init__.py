@@ -53,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         one_thread()
         return commands[arguments[0]](arguments[1:])
     except LimbeckError as error:
-        print(f"limbeck: {error}", file=sys.stderr)
+        rank = int(os.environ.get("RANK", "0"))  # of several processes
+        print(f"limbeck{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
     except KeyboardInterrupt:
         print("limbeck: interrupted", file=sys.stderr)

@@ -182,6 +182,7 @@ class ICT(Generator):
         self.target = self.student
         if options.target == "ema":
             self.target = copy.deepcopy(self.student).requires_grad_(False)
+            self.whole = "the average that is its target is no role of its own"
         if options.path == "teacher":
             self.roles["teacher"] = Role(parts.teacher)
             self.teacher: Denoiser = in_process(parts.teacher, process)
