@@ -7,8 +7,9 @@ Needs modelopt, whose dependencies are installed by name so that it moves no pin
     pip install --no-deps nvidia-modelopt==0.47.0 omegaconf pulp nvidia-ml-py && pip install pydantic regex rich
 
 One thread, float32, batches of 8 images 3 x 32 x 32, rectified flow, one-step students, AdamW, gradients clipped at 10, averaged
-students, no adversary. The arms take turns; a figure is the median CPU time of a cycle (all threads' process time), a ratio
-the median over rounds. Memory is the peak of live tensor bytes in two cycles: weights, averages, optimizers, gradients, graphs.
+students, no adversary; freed memory is kept for the next cycle, as by our loop, for all arms. The arms take turns; a figure is
+the median CPU time of a cycle (all threads' process time), a ratio the median over rounds. Memory is the peak of live tensor
+bytes in two cycles: weights, averages, optimizers, gradients, graphs.
 
 Before that both go through three cycles in float64 with the same noise and times. Exits with 1 where losses or weights differ
 by more than 1e-6. A target of speed or memory that is missed is printed as missed.
@@ -37,11 +38,14 @@ from limbeck.methods.generators.generator import Ingredients
 from limbeck.networks import UNet
 from limbeck.noise import RectifiedFlow
 from limbeck.training import Batch, EmaOptions, Loop, LoopOptions, OptimizerOptions, TensorSource
+from limbeck.training.allocator import keep_freed_memory
 
 try:
     import modelopt.torch.fastgen as fastgen
 except ImportError:
-    sys.exit(f"modelopt is not installed; its row cannot be measured. {(__doc__ or '').split('Needs modelopt')[1].split('One')[0]}")
+    sys.exit(
+        f"modelopt is not installed; its row cannot be measured. {(__doc__ or '').split('Needs modelopt')[1].split('One')[0]}"
+    )
 
 BATCH, SHAPE, LR, CLIP, DECAY = 8, (3, 32, 32), 1e-4, 10.0, 0.9999
 TOP = 1023 / 1024  # the student's time; multiples of 1/1024 are exact in float32, which modelopt counts times in
@@ -113,7 +117,10 @@ class Modelopt:
         """One update of the student and one of the critic."""
         found = []
         for loss, network, optimizer in zip(
-            (self.pipeline.compute_student_loss, self.pipeline.compute_fake_score_loss), self.networks, self.optimizers, strict=True
+            (self.pipeline.compute_student_loss, self.pipeline.compute_fake_score_loss),
+            self.networks,
+            self.optimizers,
+            strict=True,
         ):
             optimizer.zero_grad()
             total = loss(self.latents, torch.randn_like(self.latents))["total"]
@@ -248,7 +255,9 @@ class Target:
         self.statement, self.measured, self.bound, self.reached = statement, measured, bound, measured <= bound
 
     def __str__(self) -> str:
-        return f"{'reached' if self.reached else 'NOT REACHED':<12} {self.statement}: {self.measured:.3f} (at most {self.bound:g})"
+        return (
+            f"{'reached' if self.reached else 'NOT REACHED':<12} {self.statement}: {self.measured:.3f} (at most {self.bound:g})"
+        )
 
 
 def arms(name: str) -> dict[str, Any]:
@@ -315,6 +324,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     equality = {name: differences(NETWORKS[name]) for name in given.networks}
     for name, found in equality.items():
         print(f"{name}, 3 cycles in float64: " + ", ".join(f"{what} {gap:.1e}" for what, gap in found.items()))

@@ -41,6 +41,8 @@ class Execution:
 
     tensorboard: bool = False
     """Write TensorBoard files beside metrics.jsonl."""
+    compile: bool = False
+    """Run the networks through torch.compile, once it was seen to give the same answers and gradients (to rounding)."""
     quiet: bool = False
 
 

@@ -20,6 +20,7 @@ from limbeck.runs.config import Execution, RunConfig, check_place, jsonable, rea
 from limbeck.runs.folder import begin, last_checkpoint, open_folder
 from limbeck.tasks import OWN_OPTIONS, TASKS, Task, build_task, own_task, preferred_options, recorded
 from limbeck.training import Loop, LoopOptions, set_precision
+from limbeck.training.compiled import TRIED, compile_roles
 from limbeck.training.options import merged_options, options_from_dict, options_to_dict
 from limbeck.version import __version__
 
@@ -181,6 +182,8 @@ def run(
             raise LimbeckError(f"{folder} holds a run of {checkpoint.meta.get('method')!r}, not of {config.method!r}")
         loop.restore(checkpoint)
         print(f"resumed {folder} at step {loop.step} of {options.iterations}", file=sys.stderr)
+    if how.compile:
+        compile_roles(method, (loop.batches(step)[0] for step in range(loop.step, loop.step + TRIED)))
     loop.train()
     summary = summarise(config, task, method, loop, command)
     done = Run(folder, config, method, summary)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from limbeck.errors import LimbeckError, unknown
 from limbeck.training import checkpoints
+from limbeck.training.allocator import keep_freed_memory
 from limbeck.training.diagnostics import Watch
 from limbeck.training.method import Batch, Method, Source, Step, Total, Update
 from limbeck.training.optimizers import Trained
@@ -243,6 +244,7 @@ class Loop:
 
     def train(self, title: str = "") -> None:
         """Run to the last iteration. SIGINT and SIGTERM end the run between two iterations with a checkpoint."""
+        keep_freed_memory()
         options, watch = self.options, Watch()
         title, total = title or f"distil {type(self.method).__name__}", options.iterations
         tracker = None
