@@ -10,6 +10,7 @@ import yaml
 
 from limbeck.errors import LimbeckError, unknown
 from limbeck.training.options import options_from_dict
+from limbeck.training.trackers import check_trackers
 from limbeck.version import __version__
 
 FORMAT = 1
@@ -39,11 +40,14 @@ class RunConfig:
 class Execution:
     """How a run is carried out. None of it changes what is computed, so all of it may differ when a run is resumed."""
 
-    tensorboard: bool = False
-    """Write TensorBoard files beside metrics.jsonl."""
+    track: tuple[Literal["none", "tensorboard", "wandb", "trackio"], ...] | None = None
+    """Where figures go besides metrics.jsonl: tensorboard, wandb, trackio, none (default: TensorBoard if it is installed)."""
     compile: bool = False
     """Run the networks through torch.compile, once it was seen to give the same answers and gradients (to rounding)."""
     quiet: bool = False
+
+    def __post_init__(self):
+        check_trackers(self.track)
 
 
 def read_config(folder: Path | str) -> RunConfig:

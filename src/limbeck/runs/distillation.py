@@ -172,7 +172,7 @@ def run(
         device=config.device,
         evaluate=lambda step: _kept(task.evaluator(method.sampler(), nfe)),
         best="frechet",
-        tensorboard=how.tensorboard,
+        track=how.track,
         meta={"method": config.method},
         quiet=how.quiet,
     )
