@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py [--image docs/images/scaling.png] [--rounds 5]
 
-One thread, float32, small networks, median CPU time of turns. A slope is that of the last two doublings. Memory of the shared
+One thread, float32, small networks, median CPU time. A slope is that from the third last point to the last. Memory of the shared
 base: teacher, student, critic and the student's average, once as four copies and once as adapters of rank 8 on the teacher's
 weights: bytes of their weights, and the peak of live tensors in two iterations of DMD.
 """
@@ -94,7 +94,7 @@ def attention_curve(rounds: int) -> Curve:
     found = []
     for L in (64, 128, 256, 512, 1024, 2048):
         torch.manual_seed(0)
-        network, x = DiT((L, 8), width=64, depth=2, heads=2), torch.randn(1, L, 8)
+        network, x = DiT((L, 8), width=64, blocks=2, heads=2), torch.randn(1, L, 8)
         found.append((L, cpu_ms(lambda: network(x, torch.ones(1)).sum().backward(), rounds)))  # noqa: B023
     return found
 
@@ -109,7 +109,7 @@ CURVES: dict[str, tuple[str, Callable[[int], Curve]]] = {
 
 
 def slope(curve: Curve) -> float:
-    """d log ms / d log size over the last two doublings."""
+    """d log ms / d log size from the third last point to the last."""
     (n, a), (m, b) = curve[-3], curve[-1]
     return math.log(b / a) / math.log(m / n)
 
@@ -138,7 +138,7 @@ def shared_base() -> dict[str, tuple[float, float]]:
     found, shape = {}, (256, 8)
     for name, options in {"four copies": {}, f"one base, rank {RANK}": {"student_rank": RANK, "critic_rank": RANK}}.items():
         torch.manual_seed(0)
-        loop = dmd(DiT(shape, width=192, depth=6, heads=4), shape, 2, **options)
+        loop = dmd(DiT(shape, width=192, blocks=6, heads=4), shape, 2, **options)
         loop.iterate()
         modules = [m for role in loop.method.roles.values() for m in {role.module, role.best}]
         weights = {p.untyped_storage()._cdata: p.untyped_storage().nbytes() for m in modules for p in m.parameters()}
