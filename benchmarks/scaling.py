@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from choose import LiveBytes
 
 from limbeck.denoisers import Preconditioned
 from limbeck.methods.generators.dmd import DMD, DMDOptions
@@ -27,6 +26,7 @@ from limbeck.noise import VE, karras_grid
 from limbeck.samplers import Rollout
 from limbeck.training import Loop, LoopOptions, TensorSource
 from limbeck.training.allocator import keep_freed_memory
+from limbeck.training.live import held, peak_bytes
 
 Curve = list[tuple[int, float]]  # (size, CPU ms)
 RANK = 8
@@ -140,17 +140,12 @@ def shared_base() -> dict[str, tuple[float, float]]:
         torch.manual_seed(0)
         loop = dmd(DiT(shape, width=192, blocks=6, heads=4), shape, 2, **options)
         loop.iterate()
+        known = [*held(loop.method.roles, loop.trained)]
         modules = [m for role in loop.method.roles.values() for m in {role.module, role.best}]
         weights = {p.untyped_storage()._cdata: p.untyped_storage().nbytes() for m in modules for p in m.parameters()}
         gc.collect()
-        with LiveBytes() as live:
-            for p in (p for m in modules for p in m.parameters()):
-                p.detach()  # counted from here on
-            for trained in loop.trained.values():
-                _ = [v.detach() for s in trained.optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
-            loop.iterate()
-            loop.iterate()
-        found[name] = sum(weights.values()) / 2**20, live.peak / 2**20
+        peak = peak_bytes(lambda: [loop.iterate() for _ in range(2)], known)  # noqa: B023
+        found[name] = sum(weights.values()) / 2**20, peak / 2**20
     return found
 
 

@@ -45,6 +45,10 @@ class Execution:
     compile: bool = False
     """Run the networks through torch.compile, once it was seen to give the same answers and gradients (to rounding)."""
     quiet: bool = False
+    gradient_checkpointing: bool = False
+    """Blocks of the networks are computed twice and held once: less memory, one more forward each."""
+    offload: bool = False
+    """Weights, averages and optimizer states wait on the CPU while their role is idle."""
 
     def __post_init__(self):
         check_trackers(self.track)

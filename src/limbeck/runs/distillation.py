@@ -19,7 +19,7 @@ from limbeck.networks import merged
 from limbeck.runs.config import Execution, RunConfig, check_place, jsonable, read_config
 from limbeck.runs.folder import begin, last_checkpoint, open_folder
 from limbeck.tasks import TASKS, Task, build_task, chosen_task, given_names, preferred_options, recorded
-from limbeck.training import Loop, LoopOptions, set_precision
+from limbeck.training import Loop, LoopOptions, checkpoint_roles, set_precision
 from limbeck.training.compiled import TRIED, compile_roles
 from limbeck.training.options import merged_options, options_from_dict, options_to_dict
 from limbeck.version import __version__
@@ -164,6 +164,8 @@ def run(
 ) -> Run:
     """Train (or go on training) in a folder that :func:`open_folder` allowed, judge teacher and student, write it all down."""
     method, options = prepare(config, task)
+    if how.gradient_checkpointing:
+        checkpoint_roles(method.roles)
     begin(folder, config, overwrite, resume)
     nfe = len(method.times)
     loop = Loop(
@@ -184,6 +186,7 @@ def run(
         track=how.track,
         meta={"method": config.method},
         quiet=how.quiet,
+        offload=how.offload,
     )
     if (folder / "checkpoints").is_dir():
         checkpoint = last_checkpoint(folder)
