@@ -20,6 +20,7 @@ from limbeck.runs.config import Execution, RunConfig, check_place, jsonable, rea
 from limbeck.runs.folder import begin, last_checkpoint, open_folder
 from limbeck.tasks import TASKS, Task, build_task, chosen_task, given_names, preferred_options, recorded
 from limbeck.training import ALONE, Loop, LoopOptions, World, checkpoint_roles, launched, set_precision
+from limbeck.training.compiled import TRIED, compile_roles
 from limbeck.training.options import merged_options, options_from_dict, options_to_dict
 from limbeck.version import __version__
 
@@ -205,6 +206,8 @@ def run(
             )
         if world.writes:
             print(f"resumed {folder} at step {loop.step} of {options.iterations}", file=sys.stderr)
+    if how.compile:
+        compile_roles(method, (loop.batches(step)[0] for step in range(loop.step, loop.step + TRIED)))
     loop.train()
     if not world.evaluates:
         return Run(folder, config, method, {})
