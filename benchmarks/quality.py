@@ -45,7 +45,6 @@ OURS: dict[str, tuple[str, dict[str, Any]]] = {
     "sid": ("sid", {}),
     "sim": ("sim", {}),
     "sid, half as long": ("sid", {"iterations": 600}),
-    "sid, 450 iterations": ("sid", {"iterations": 450}),
     "sim, half as long": ("sim", {"iterations": 600}),
 }
 THEIRS = ("modelopt, own times", "modelopt, our levels")

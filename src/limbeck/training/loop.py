@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError, unknown
-from limbeck.training import checkpoints
-from limbeck.training.allocator import keep_freed_memory
+from limbeck.training import allocator, checkpoints
 from limbeck.training.diagnostics import Watch
 from limbeck.training.failure import interrupted, non_finite
 from limbeck.training.method import Batch, Method, Source, Step, Total, Update
@@ -243,7 +242,7 @@ class Loop:
 
     def train(self, title: str = "") -> None:
         """Run to the last iteration. SIGINT and SIGTERM end the run between two iterations with a checkpoint."""
-        keep_freed_memory()
+        allocator.keep_freed_memory()
         options, watch = self.options, Watch()
         title, total = title or f"distil {type(self.method).__name__}", options.iterations
         tracker = None
