@@ -72,7 +72,7 @@ class LSDOptions:
     param: Literal["score", "log_score"] | None = None
     """Phi s or s^Phi (None: score on uniform graphs, log_score on absorbing ones)."""
     learn_times: bool = False
-    """LSD+: step lengths too (6)."""
+    """LSD+: step lengths too (6); no guard judges them, and on the countdown of the claim they do harm."""
     perturb: float = 0.05
     """zeta of (7), a share of the places."""
     agreeing: bool = False

@@ -109,7 +109,7 @@ def walk(
     warned = False
     for k, (t, to) in enumerate(itertools.pairwise(times)):
         with torch.no_grad():
-            step = Step(x, score(x, t.expand(len(x))), phi[k], t, to, final and k == len(times) - 2)
+            step = Step(x, score(x, t.to(x.device).expand(len(x))), phi[k], t, to, final and k == len(times) - 2)
             raw = steps.raw(step)
             if not warned and (share := lost(raw, x)) > LARGE:
                 warned = True
