@@ -5,7 +5,7 @@ A run's folder: config.yaml, metrics.jsonl, checkpoints/, samples/, student.safe
 
 from limbeck.runs.config import FORMAT, Execution, RunConfig, check_place, parse_config, read_config
 from limbeck.runs.distillation import Run, distill, distilling, open_run, prepare, run
-from limbeck.runs.folder import begin, fresh_folder, last_checkpoint, open_folder
+from limbeck.runs.folder import begin, fresh_folder, open_folder, restore
 
 __all__ = [
     "FORMAT",
@@ -17,11 +17,11 @@ __all__ = [
     "distill",
     "distilling",
     "fresh_folder",
-    "last_checkpoint",
     "open_folder",
     "open_run",
     "parse_config",
     "prepare",
     "read_config",
+    "restore",
     "run",
 ]

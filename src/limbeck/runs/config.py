@@ -42,6 +42,8 @@ class Execution:
     tensorboard: bool = False
     """Write TensorBoard files beside metrics.jsonl."""
     quiet: bool = False
+    trust_code: bool = False
+    """Import the code (MODULE:NAME, .pt2) that a run's folder or config.yaml names, not only what you name yourself."""
 
 
 def read_config(folder: Path | str) -> RunConfig:

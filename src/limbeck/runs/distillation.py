@@ -17,9 +17,10 @@ from limbeck.methods import Entry, find, preset_of
 from limbeck.methods.generators.generator import Generator, make_method
 from limbeck.networks import merged
 from limbeck.runs.config import Execution, RunConfig, check_place, jsonable, read_config
-from limbeck.runs.folder import begin, last_checkpoint, open_folder
+from limbeck.runs.folder import begin, open_folder, restore
 from limbeck.tasks import OWN_OPTIONS, TASKS, Task, build_task, own_task, preferred_options, recorded
-from limbeck.training import Loop, LoopOptions, set_precision
+from limbeck.training import Loop, LoopOptions, checkpoints, set_precision
+from limbeck.training.durable import assembled
 from limbeck.training.options import merged_options, options_from_dict, options_to_dict
 from limbeck.version import __version__
 
@@ -175,11 +176,8 @@ def run(
         meta={"method": config.method},
         quiet=how.quiet,
     )
-    if (folder / "checkpoints").is_dir():
-        checkpoint = last_checkpoint(folder)
-        if checkpoint.meta.get("method") != config.method:
-            raise LimbeckError(f"{folder} holds a run of {checkpoint.meta.get('method')!r}, not of {config.method!r}")
-        loop.restore(checkpoint)
+    if checkpoints.exist(folder / "checkpoints"):  # else the run died before its first one
+        restore(loop, folder, config)
         print(f"resumed {folder} at step {loop.step} of {options.iterations}", file=sys.stderr)
     loop.train()
     summary = summarise(config, task, method, loop, command)
@@ -223,12 +221,13 @@ def write_down(done: Run, task: Task) -> None:
         "student": done.sampler(),
     }
     pictures = {"real": task.pictures(PICTURED), **{n: task.pictures(PICTURED, s) for n, s in samplers.items()}}
-    (done.path / "samples").mkdir(exist_ok=True)
-    for name, images in pictures.items():
-        save_grid(done.path / "samples" / f"{name}.png", images, PICTURED)
     info = {"method": done.config.method, "task": done.config.task, "times": done.method.times.tolist()}
-    save_student(done.path / "student", merged(done.student), info)
-    (done.path / "summary.json").write_text(json.dumps(jsonable(done.summary), indent=2) + "\n")
+    with assembled(done.path) as folder:
+        (folder / "samples").mkdir()
+        for name, images in pictures.items():
+            save_grid(folder / "samples" / f"{name}.png", images, PICTURED)
+        save_student(folder / "student", merged(done.student), info)
+        (folder / "summary.json").write_text(json.dumps(jsonable(done.summary), indent=2) + "\n")
     write_report(done.path)
 
 
@@ -238,7 +237,7 @@ def open_run(folder: Path | str, quiet: bool = False) -> tuple[Run, Task]:
     task = build_task(config.task, config.task_options, device=config.device, dtype=config.dtype, quiet=quiet)
     method, options = prepare(config, task)
     loop = Loop(method, task.source, LoopOptions(options.iterations, options.batch, seed=config.seed), quiet=True)
-    loop.restore(last_checkpoint(Path(folder)))
+    restore(loop, Path(folder), config)
     file = Path(folder) / "summary.json"
     return Run(Path(folder), config, method, json.loads(file.read_text()) if file.is_file() else {}), task
 

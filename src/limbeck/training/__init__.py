@@ -1,8 +1,9 @@
 """Training: roles, the loop that drives a method's generator, checkpoints, averages, tracking. It knows no method."""
 
 from limbeck.training.checkpoints import Checkpoint, CheckpointError
+from limbeck.training.failure import NonFiniteError
 from limbeck.training.keyed import Keyed, sample_order
-from limbeck.training.loop import Interrupted, Loop, LoopOptions, NonFiniteError
+from limbeck.training.loop import Interrupted, Loop, LoopOptions
 from limbeck.training.method import (
     Batch,
     EmaOptions,

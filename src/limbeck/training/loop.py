@@ -1,10 +1,10 @@
 """The loop: drives a method's generators, and alone owns backward, clipping, optimizers, averages, checkpoints and signals."""
 
-import json
 import math
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -16,6 +16,7 @@ from torch import Tensor
 from limbeck.errors import LimbeckError, unknown
 from limbeck.training import checkpoints
 from limbeck.training.diagnostics import Watch
+from limbeck.training.failure import not_finite
 from limbeck.training.method import Batch, Method, Source, Step, Total, Update
 from limbeck.training.optimizers import Trained
 from limbeck.training.progress import Progress
@@ -24,10 +25,6 @@ from limbeck.training.signals import noted_signals
 from limbeck.training.tracking import Tracker
 
 Figures = dict[str, float]
-
-
-class NonFiniteError(LimbeckError):
-    """A loss or gradient that is not finite: names role and step, and says how to replay them."""
 
 
 class Interrupted(LimbeckError):
@@ -87,8 +84,9 @@ class Loop:
         self.evaluate, self.best, self.tensorboard = evaluate, best, tensorboard
         self.meta, self.quiet = dict(meta or {}), quiet
         self.step, self.seconds, self.best_value = 0, 0.0, math.inf
+        self.best_step: int | None = None
         self.history: list[tuple[int, Figures]] = []
-        self.messages: list[str] = []
+        self.watch, self.messages = Watch(), list[str]()
         self.trained: dict[str, Trained] = {}
         for name, role in method.roles.items():
             if role.trained:
@@ -189,29 +187,23 @@ class Loop:
         return {f"loss/{name}": loss, f"grad_norm/{name}": float(norm), f"lr/{name}": lr}
 
     def _fail(self, role: str, quantity: str, value: float) -> None:
-        text = f"the {quantity} of the role {role!r} is {value} at step {self.step}"
-        if self.folder is None:
-            raise NonFiniteError(f"{text}; lower its learning rate, clip its gradient, or train in float32")
-        replay = f"limbeck distill --resume {self.folder}"
-        facts = {"role": role, "step": self.step, "quantity": quantity, "value": str(value), "replay": replay}
-        (self.folder / "failure.json").write_text(json.dumps(facts, indent=2) + "\n")
-        raise NonFiniteError(
-            f"{text}. The last checkpoint is intact and noise is keyed by step, so `{replay}` replays the failure; "
-            "to go on, start anew with a lower learning rate, a clip, or float32"
-        )
+        raise not_finite(self.folder, role, self.step, quantity, value)
 
     # -- state --------------------------------------------------------------------------------------------------------
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Everything the next iteration depends on: tensors by group and name, and JSON-able facts."""
-        tensors: dict[str, dict[str, Tensor]] = {"rng": rng_state(), "method": self.method.state()}
+        tensors: dict[str, dict[str, Tensor]] = {"rng": rng_state(), "watch": self.watch.state()}
+        tensors["method"] = self.method.state()
         for name, trained in self.trained.items():
             tensors |= trained.tensors(name)
         best = None if math.isinf(self.best_value) else self.best_value
         facts = {
             "seconds": self.seconds,
             "best": best,
+            "best_step": self.best_step,
             "torch": str(torch.__version__),
+            "messages": self.messages,
             "history": [list(h) for h in self.history],
             **self.meta,
         }
@@ -227,11 +219,16 @@ class Loop:
         self.method.load_state(tensors["method"])
         self.step, self.seconds = checkpoint.step, float(checkpoint.meta["seconds"])
         self.best_value = math.inf if checkpoint.meta["best"] is None else checkpoint.meta["best"]
+        self.best_step = checkpoint.meta.get("best_step")
+        self.watch.load_state(tensors.get("watch", {}))
+        self.messages = list(checkpoint.meta.get("messages", []))
         self.history = [(int(step), dict(figures)) for step, figures in checkpoint.meta["history"]]
         restore_rng(tensors["rng"])
         self._restored = True
         if self.folder is not None:
             checkpoints.rewind(self.folder / "checkpoints", self.step)  # later ones, damaged, would be "last" again
+            if self.best_step == self.step:  # the run may have died before best.json said so
+                checkpoints.mark_best(self.folder / "checkpoints", self.step)
 
     def save(self, best: bool = False) -> None:
         """Write a checkpoint of this step, if the run has a folder."""
@@ -243,40 +240,40 @@ class Loop:
 
     def train(self, title: str = "") -> None:
         """Run to the last iteration. SIGINT and SIGTERM end the run between two iterations with a checkpoint."""
-        options, watch = self.options, Watch()
+        options = self.options
         title, total = title or f"distil {type(self.method).__name__}", options.iterations
         tracker = None
         if self.folder is not None:
             tracker = Tracker(self.folder, self.tensorboard, resume_from=self.step if self._restored else None)
             if self.step == 0:
                 self.save()
-        with noted_signals(self._note_signal), Progress(title, total, self.step, self.quiet) as progress:
-            try:
-                while self.step < total:
-                    start = time.perf_counter()
-                    figures = self.iterate()
-                    self.seconds += time.perf_counter() - start
-                    last = self.step == total
-                    for message in watch(self.step, figures):
-                        self.messages.append(message)
-                        progress.say(message)
-                    best = False
-                    if self.evaluate is not None and (last or _due(self.step, options.evaluate_every)):
-                        shown = self.evaluate(self.step)
-                        self.history.append((self.step, shown))
-                        figures |= shown
-                        best = self.best is not None and shown[self.best] < self.best_value
-                        self.best_value = min(self.best_value, shown[self.best]) if self.best else self.best_value
-                    if tracker is not None and (last or best or _due(self.step, options.log_every)):
-                        tracker.log(self.step, figures)
-                    progress.advance(self.step, figures)
-                    if last or best or _due(self.step, options.checkpoint_every) or self._signal is not None:
-                        self.save(best)
-                    if self._signal is not None and not last:
-                        self._stop(self._signal)
-            finally:
-                if tracker is not None:
-                    tracker.close()
+        bar = Progress(title, total, self.step, self.quiet)
+        with noted_signals(self._note_signal), bar as progress, tracker or nullcontext():
+            while self.step < total:
+                start = time.perf_counter()
+                figures = self.iterate()
+                self.seconds += time.perf_counter() - start
+                last = self.step == total
+                for message in self.watch(self.step, figures):
+                    self.messages.append(message)
+                    progress.say(message)
+                best = False
+                if self.evaluate is not None and (last or _due(self.step, options.evaluate_every)):
+                    shown = self.evaluate(self.step)
+                    self.history.append((self.step, shown))
+                    figures |= shown
+                    value = math.inf if self.best is None else shown.get(self.best, math.inf)
+                    if best := value < self.best_value:
+                        self.best_value, self.best_step = value, self.step
+                if tracker is not None and (last or best or _due(self.step, options.log_every)):
+                    tracker.log(self.step, figures)
+                progress.advance(self.step, figures)
+                if last or best or _due(self.step, options.checkpoint_every) or self._signal is not None:
+                    if tracker is not None:
+                        tracker.sync()
+                    self.save(best)
+                if self._signal is not None and not last:
+                    self._stop(self._signal)
 
     def _note_signal(self, signum: int, frame: FrameType | None) -> None:
         self._signal = signum

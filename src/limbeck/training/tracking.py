@@ -44,7 +44,7 @@ class Tracker:
         elif self.path.exists() and self.path.stat().st_size:
             raise LimbeckError(f"{self.path} already has metrics: resume that run, or choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+        self._append("")
         self._board: Any = None
         if tensorboard or (tensorboard is None and find_spec("tensorboard")):
             from torch.utils.tensorboard import SummaryWriter
@@ -64,16 +64,31 @@ class Tracker:
         if "step" in values:
             raise LimbeckError("a figure cannot be named 'step': it names the line's step; choose another name")
         stored = {name: value if isfinite(value) else str(value) for name, value in values.items()}
-        self._file.write(json.dumps({"step": int(step), **stored}, allow_nan=False) + "\n")
+        self._append(json.dumps({"step": int(step), **stored}, allow_nan=False) + "\n")
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
         for sink in self._sinks:
             sink(step, values)
 
+    def sync(self) -> None:
+        """Wait until all lines are on the disk, as a checkpoint of the same step will be."""
+        with open(self.path, "rb") as file:
+            os.fsync(file.fileno())
+
+    def _append(self, line: str) -> None:
+        # Opened for each line: nothing waits in a buffer when the process dies or the disk is full.
+        try:
+            with open(self.path, "ab") as file:
+                file.write(line.encode())
+        except OSError as error:
+            raise LimbeckError(
+                f"figures could not be written to {self.path}: {error.strerror or error}. All checkpoints are intact: free "
+                "space or make the folder writable, then resume"
+            ) from error
+
     def close(self) -> None:
-        """Close the file and TensorBoard; a closed tracker logs no more."""
-        self._file.close()
+        """Close TensorBoard."""
         if self._board is not None:
             self._board.close()
 
