@@ -75,7 +75,7 @@ OWN = (
 def distill(arguments: list[str]) -> int:
     """limbeck distill [METHOD] [options]"""
     from limbeck import runs
-    from limbeck.tasks import build_task
+    from limbeck.tasks import build_task, named_by
 
     named = bool(arguments) and not arguments[0].startswith("-")
     name, rest = (arguments[0], arguments[1:]) if named else ("dmd", arguments)
@@ -87,7 +87,7 @@ def distill(arguments: list[str]) -> int:
     entry = find(name) if named or stored is None else find(stored.method)
     if stored is not None:
         if "python" in stored.task_options:
-            build_task(stored.task, stored.task_options)  # raises: says why it cannot
+            build_task(stored.task, {"python": str(stored.task_options["python"])})  # raises: says why it cannot
         if named and find(stored.method).id != entry.id:
             raise LimbeckError(f"that run is of the method {stored.method!r}, not of {entry.id!r}; leave the method out")
         same: dict[str, Any] = {
@@ -115,9 +115,10 @@ def distill(arguments: list[str]) -> int:
         shared.micro_batches, shared.checkpoint_every, None if shared.from_run is None else str(shared.from_run), shared.precision,
     )  # fmt: skip
     folder = runs.open_folder(shared.resume or shared.out, config, shared.overwrite, shared.resume is not None)
-    task = build_task(config.task, config.task_options, device=config.device, dtype=config.dtype, quiet=how.quiet)
     command = " ".join(["limbeck", "distill", *arguments])
-    done = runs.run(config, task, folder, shared.overwrite, shared.resume is not None, how=how, command=command)
+    with named_by(shared.resume or shared.config, stored is None or how.trust_code):
+        task = build_task(config.task, config.task_options, device=config.device, dtype=config.dtype, quiet=how.quiet)
+        done = runs.run(config, task, folder, shared.overwrite, shared.resume is not None, how=how, command=command)
     show(done.summary)
     print(f"\nreport: {folder / 'report.html'}")
     ratio = done.summary["student"]["frechet"] / done.summary["teacher"]["frechet"]

@@ -18,10 +18,11 @@ from limbeck.methods.generators.generator import Generator, make_method
 from limbeck.networks import merged
 from limbeck.runs.config import Execution, RunConfig, check_place, jsonable, read_config
 from limbeck.runs.folder import begin, open_folder, restore
-from limbeck.tasks import OWN_OPTIONS, TASKS, Task, build_task, own_task, preferred_options, recorded
+from limbeck.tasks import OWN_OPTIONS, TASKS, Task, build_task, named_by, own_task, preferred_options, recorded
 from limbeck.training import Loop, LoopOptions, checkpoints, set_precision
 from limbeck.training.durable import assembled
 from limbeck.training.options import merged_options, options_from_dict, options_to_dict
+from limbeck.training.plain import read_plain
 from limbeck.version import __version__
 
 EVALUATIONS = 6  # evaluations of the student along a run, the last one at its end
@@ -47,21 +48,21 @@ class Run:
         return self.method.sampler()
 
 
-def prepare(config: RunConfig, task: Task) -> tuple[Generator, Any]:
-    """The method of a configuration on a task, and its options."""
+def prepare(config: RunConfig, task: Task, trust_code: bool = False) -> tuple[Generator, Any]:
+    """The method of a configuration on a task, and its options. ``trust_code``: of the run that it begins with."""
     cls, options_class, _ = distilling(config.method).load()
     options = options_from_dict(options_class, config.options, f"options of {config.method}")
     if config.from_run is not None:
-        task = started(task, config.from_run)
+        task = started(task, config.from_run, trust_code)
     method = make_method(cls, options, task, config.seed)
     if config.precision != "float32":
         set_precision(method.roles, getattr(torch, config.precision))
     return method, options
 
 
-def started(task: Task, folder: Path | str) -> Task:
+def started(task: Task, folder: Path | str, trust_code: bool = False) -> Task:
     """The task with the student of another run as what students and critics start as. Raises LimbeckError if it does not fit."""
-    before, other = open_run(folder, quiet=True)
+    before, other = open_run(folder, quiet=True, trust_code=trust_code)
     if other.shape != task.shape:
         raise LimbeckError(f"the student of {folder} makes samples {other.shape}, but the task {task.name} has {task.shape}")
     return replace(task, start=before.student, start_sigmas=before.method.sigmas)
@@ -105,7 +106,7 @@ def distill(
     of :func:`limbeck.tasks.own_task`. None: a ``task`` by name ("digits", the default, or "photos"). ``method``: see
     `limbeck methods`; ``options``: its options dataclass, or a mapping of those that differ from the ``preset``; further
     keywords are options too (``alpha=1.0``), or say how to carry the run out (:class:`limbeck.runs.Execution`: ``quiet=True``).
-    ``from_run``: a run, whose student is what this one begins with. ``precision``: bfloat16 runs the networks
+    ``from_run``: a run, whose student is what this one begins with (a folder that names code needs ``trust_code=True``). ``precision``: bfloat16 runs the networks
     under autocast, losses in ``dtype``. ``out``: the run's folder (None: a new one under runs/).
     Returns a :class:`Run`.
     Raises LimbeckError for what it cannot use.
@@ -113,6 +114,7 @@ def distill(
     entry = distilling(method)
     check_place(device, dtype)
     how = Execution(**{f.name: more.pop(f.name) for f in fields(Execution) if f.name in more})
+    how = replace(how, trust_code=how.trust_code or isinstance(from_run, Run))  # one that is open was trusted before
     task_options = dict(task_options or {})
     if teacher is not None or data is not None:
         own = {**task_options, **{name: more.pop(name) for name in OWN_OPTIONS if name in more}}
@@ -154,7 +156,7 @@ def run(
     command: str | None = None,
 ) -> Run:
     """Train (or go on training) in a folder that :func:`open_folder` allowed, judge teacher and student, write it all down."""
-    method, options = prepare(config, task)
+    method, options = prepare(config, task, how.trust_code)
     begin(folder, config, overwrite, resume)
     nfe = len(method.times)
     loop = Loop(
@@ -231,15 +233,23 @@ def write_down(done: Run, task: Task) -> None:
     write_report(done.path)
 
 
-def open_run(folder: Path | str, quiet: bool = False) -> tuple[Run, Task]:
-    """A run with its student as of the last good checkpoint, and its task."""
+def open_run(folder: Path | str, quiet: bool = False, trust_code: bool = False) -> tuple[Run, Task]:
+    """A run with its student as of the last good checkpoint, and its task.
+
+    ``trust_code``: import what its config.yaml names as MODULE:NAME or .pt2. Raises LimbeckError where it names any otherwise.
+    """
     config = read_config(folder)
-    task = build_task(config.task, config.task_options, device=config.device, dtype=config.dtype, quiet=quiet)
-    method, options = prepare(config, task)
+    check_place(config.device, config.dtype)
+    with named_by(Path(folder) / "config.yaml", trust_code):
+        task = build_task(config.task, config.task_options, device=config.device, dtype=config.dtype, quiet=quiet)
+        method, options = prepare(config, task, trust_code)
     loop = Loop(method, task.source, LoopOptions(options.iterations, options.batch, seed=config.seed), quiet=True)
     restore(loop, Path(folder), config)
     file = Path(folder) / "summary.json"
-    return Run(Path(folder), config, method, json.loads(file.read_text()) if file.is_file() else {}), task
+    summary = read_plain(file)[1] if file.is_file() else {}
+    if not isinstance(summary, dict):
+        raise LimbeckError(f"{file} holds no names with values: remove it, or resume the run to write it again")
+    return Run(Path(folder), config, method, summary), task
 
 
 def _kept(figures: Mapping[str, float]) -> dict[str, float]:

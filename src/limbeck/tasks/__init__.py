@@ -4,14 +4,15 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from limbeck.errors import unknown
+from limbeck.errors import LimbeckError, unknown
 from limbeck.tasks.digit_features import DigitFeatures, digit_split, load_digit_features, load_digits
 from limbeck.tasks.features import image_features, whitened
 from limbeck.tasks.folder import Pictures, load_pictures
-from limbeck.tasks.named import imported
+from limbeck.tasks.named import imported, named_by, refuse_code
 from limbeck.tasks.own import OWN_OPTIONS, own_task, recorded
 from limbeck.tasks.task import Evaluator, Figures, Reward, Task, heun_sampler, scored
 from limbeck.tasks.teacher import TeacherOptions, cached_teacher, drop_conditions
+from limbeck.training.options import check_arguments
 
 TASKS = {
     "digits": "limbeck.tasks.digits:digits",
@@ -25,11 +26,16 @@ TASKS = {
 def build_task(
     name: str, options: Mapping[str, Any] | None = None, *, device: str = "cpu", dtype: str = "float32", quiet: bool = False
 ) -> Task:
-    """The task of that name. Raises LimbeckError for unknown names."""
+    """The task of that name. Raises LimbeckError for unknown names, and for options that it does not have or of a wrong type."""
     if name not in TASKS:
         raise unknown("task", name, TASKS)
     module, _, function = TASKS[name].partition(":")
-    return getattr(import_module(module), function)(**dict(options or {}), device=device, dtype=dtype, quiet=quiet)
+    make, given = getattr(import_module(module), function), dict(options or {})
+    for name_ in ("device", "dtype", "quiet"):
+        if name_ in given:
+            raise LimbeckError(f"{name_} is no option of the task {name!r}; it is one of the whole run")
+    check_arguments(make, given, f"options of the task {name!r}")
+    return make(**given, device=device, dtype=dtype, quiet=quiet)
 
 
 def preferred_options(name: str) -> dict[str, dict[str, Any]]:
@@ -59,9 +65,11 @@ __all__ = [
     "load_digit_features",
     "load_digits",
     "load_pictures",
+    "named_by",
     "own_task",
     "preferred_options",
     "recorded",
+    "refuse_code",
     "scored",
     "whitened",
 ]

@@ -20,6 +20,7 @@ from limbeck.tasks.own_teacher import Declared, as_denoiser, parsed_range, read_
 from limbeck.tasks.task import Evaluator, Task
 from limbeck.tasks.trial import tried
 from limbeck.training import TensorSource
+from limbeck.training.options import check_arguments
 
 JUDGED = 4096  # most samples and most real images of an evaluation
 LEAST = 2048
@@ -130,6 +131,7 @@ def own_task_from_options(python: str | None = None, teacher: Any = None, data: 
             f"this run was started from Python with objects that no file holds ({python}); go on with it there: "
             "limbeck.distill(teacher, ..., out=FOLDER, resume=True), or give --teacher and --data as files in a new run"
         )
+    check_arguments(own_task, options, "options of the task 'own'")
     return own_task(teacher, data, **options)
 
 

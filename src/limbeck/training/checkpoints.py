@@ -175,10 +175,11 @@ def load(folder: Path | str, which: str | int = "last") -> Checkpoint:
     )
 
 
-def rewind(folder: Path | str, step: int) -> list[int]:
+def rewind(folder: Path | str, step: int, keep: int | None = None) -> list[int]:
     """Remove the checkpoints of steps after `step`, for a run that continues from there; return their steps.
 
-    A best checkpoint among them goes too: it belongs to the abandoned future.
+    A best checkpoint among them goes too: it belongs to the abandoned future. What a save left behind that was killed goes as
+    well: half-written files, and (`keep` given) older checkpoints that it would have removed.
     """
     folder = Path(folder)
     later = [(n, path) for n, path in _found(folder) if n > step]
@@ -187,6 +188,11 @@ def rewind(folder: Path | str, step: int) -> list[int]:
             (folder / "best.json").unlink()
     for _, path in later:
         _remove(path)
+    for litter in folder.glob(f"{PARTIAL}*"):
+        discard(litter)
+    if keep is not None:
+        with suppress(Damaged):
+            _prune(folder, step, keep)
     return sorted({n for n, _ in later})
 
 

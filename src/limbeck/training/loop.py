@@ -226,9 +226,10 @@ class Loop:
         restore_rng(tensors["rng"])
         self._restored = True
         if self.folder is not None:
-            checkpoints.rewind(self.folder / "checkpoints", self.step)  # later ones, damaged, would be "last" again
             if self.best_step == self.step:  # the run may have died before best.json said so
                 checkpoints.mark_best(self.folder / "checkpoints", self.step)
+            # later ones, damaged, would be "last" again
+            checkpoints.rewind(self.folder / "checkpoints", self.step, self.options.keep)
 
     def save(self, best: bool = False) -> None:
         """Write a checkpoint of this step, if the run has a folder."""
