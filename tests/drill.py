@@ -1,7 +1,7 @@
 """Runs of the tiny task that are killed, damaged and poisoned, and what must be equal in the end, bit for bit.
 
 Every run is a child forked from a process that holds torch and the task already, so that one kill and one resume cost
-tenths of a second. Forking is safe here because one torch thread is used and the parent trains nothing itself.
+tenths of a second. Forking is safe here because torch computes in one thread, on the CPU: no pool exists that a child lacks.
 """
 
 import json
@@ -21,10 +21,10 @@ from unittest import mock
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from limbeck.runs import distill
-from limbeck.training import Loop, checkpoints
+from limbeck.training import checkpoints
 from limbeck.training.durable import Chunks
 
 ITERATIONS = 40
@@ -161,7 +161,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     for which in ("last", "best"):
         checkpoint = checkpoints.load(folder / "checkpoints", which)
         found[f"{which} step"] = checkpoint.step
-        found |= {f"{which} {g}.{n}": _exact(t) for g, named in checkpoint.tensors.items() for n, t in named.items()}
+        found |= {f"{which} {g}.{n}": exact(t) for g, named in checkpoint.tensors.items() for n, t in named.items()}
         found |= {f"{which} meta.{n}": v for n, v in checkpoint.meta.items() if n != "seconds"}
     summary = json.loads((folder / "summary.json").read_text())
     found |= {f"summary.{n}": _timeless(v) for n, v in summary.items() if n not in ("seconds", "command")}
@@ -170,7 +170,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _exact(tensor: Tensor) -> tuple[str, tuple[int, ...], bytes]:
+def exact(tensor: Tensor) -> tuple[str, tuple[int, ...], bytes]:
     return str(tensor.dtype), tuple(tensor.shape), tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
@@ -195,6 +195,10 @@ class Drilled:
     """Kills in the middle of an operation on the disk."""
     resumes: int = 0
     runs: int = 0
+    damaged: int = 0
+    """Files of checkpoints that were damaged."""
+    poisoned: dict[str, str] = field(default_factory=dict)
+    """What a run said when a role answered NaN ("": nothing, the role takes no part)."""
     seconds: float = 0.0
     wrong: list[str] = field(default_factory=list)
 

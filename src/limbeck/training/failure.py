@@ -12,6 +12,14 @@ class NonFiniteError(LimbeckError):
     """A loss or gradient that is not finite: names role and step, and says how to replay them."""
 
 
+class NotFinite(LimbeckError):
+    """Raised inside a method's step; the loop adds the step to it (`not_finite`)."""
+
+    def __init__(self, role: str, quantity: str, value: float):
+        super().__init__(f"the {quantity} of the role {role!r} is {value}")
+        self.role, self.quantity, self.value = role, quantity, value
+
+
 def not_finite(folder: Path | None, role: str, step: int, quantity: str, value: float) -> NonFiniteError:
     """The error for a role's quantity that is not finite at a step; where there is a folder, failure.json says the same."""
     text = f"the {quantity} of the role {role!r} is {value} at step {step}"

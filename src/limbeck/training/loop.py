@@ -16,7 +16,7 @@ from torch import Tensor
 from limbeck.errors import LimbeckError, unknown
 from limbeck.training import checkpoints
 from limbeck.training.diagnostics import Watch
-from limbeck.training.failure import not_finite
+from limbeck.training.failure import NotFinite, not_finite
 from limbeck.training.method import Batch, Method, Source, Step, Total, Update
 from limbeck.training.optimizers import Trained
 from limbeck.training.progress import Progress
@@ -144,6 +144,8 @@ class Loop:
             result = generator.send(reply)
         except StopIteration:
             return None
+        except NotFinite as error:
+            raise not_finite(self.folder, error.role, self.step, error.quantity, error.value) from None
         if torch.is_grad_enabled() != grad or torch.is_autocast_enabled(self.device.type) != autocast:
             generator.close()
             raise LimbeckError(

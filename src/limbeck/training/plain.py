@@ -28,7 +28,8 @@ def read_plain(path: Path) -> tuple[str, Any]:
         raise
     except (OSError, ValueError, TypeError, OverflowError, RecursionError, yaml.YAMLError) as error:
         said = " ".join(str(error).split()) or type(error).__name__
-        raise LimbeckError(f"{path} is damaged ({said[:200]}): repair or remove it") from None
+        kind = "JSON" if path.suffix == ".json" else "YAML"
+        raise LimbeckError(f"{path} is damaged: it is not readable {kind} ({said[:200]}); repair or remove it") from None
     return text, content
 
 
