@@ -69,7 +69,7 @@ def main() -> int:
     given = parser.parse_args()
     torch.set_num_threads(1)
     TASKS["tiny"] = "tiny_task:tiny"
-    console, results, start = Console(), [], time.perf_counter()
+    console, results, start = Console(width=200), [], time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="fault-drill-") as name, Progress(console=Console(stderr=True)) as bar:
         place = Path(name)
         place.chmod(0o755)

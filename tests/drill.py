@@ -82,6 +82,7 @@ def in_child(action: Callable[[], Any], kill_after: float | None = None) -> Ende
     if not child:
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # "resumed at step ..."
+            os.fsync = lambda descriptor: None  # what a killed process wrote is safe in the kernel: no need to wait for a disk
             action()
         except BaseException as error:
             text = str(error) if isinstance(error, Exception) and hasattr(error, "__module__") else ""
@@ -162,6 +163,8 @@ def outcome(folder: Path) -> dict[str, Any]:
         checkpoint = checkpoints.load(folder / "checkpoints", which)
         found[f"{which} step"] = checkpoint.step
         found |= {f"{which} {g}.{n}": exact(t) for g, named in checkpoint.tensors.items() for n, t in named.items()}
+        if "limbeck_typechecker" in sys.modules:  # which draws from Python's own generator to choose what it checks
+            found.pop(f"{which} rng.python")
         found |= {f"{which} meta.{n}": v for n, v in checkpoint.meta.items() if n != "seconds"}
     summary = json.loads((folder / "summary.json").read_text())
     found |= {f"summary.{n}": _timeless(v) for n, v in summary.items() if n not in ("seconds", "command")}
