@@ -29,18 +29,23 @@ def drilling(tiny_task, tmp_path_factory):
     return drill, drill_faults, place
 
 
-def test_three_kills_and_every_other_fault(drilling, monkeypatch):
+def test_three_kills_damage_and_poison(drilling, monkeypatch):
     drill, faults, place = drilling
-    monkeypatch.setattr(drill, "ITERATIONS", 12)
+    monkeypatch.setattr(drill, "ITERATIONS", 8)
     done = drill.drill_kills("sid", place, kills=3, seed=0, timed=False)
     assert done.kills == done.inside == 3 and done.resumes >= 2 and done.wrong == []
-    whole = place / "sid-whole"
-    expected = drill.outcome(whole)
-    assert faults.drill_damage(whole, tries=25, seed=0) == []
-    assert faults.drill_damaged_resume("sid", whole, expected, seed=0) == []
-    assert faults.drill_disk("sid", place, expected) == []
+    assert faults.drill_damage(place / "sid-whole", tries=20, seed=0) == []
     said, wrong = faults.drill_poison("sid", place, "critic", step=5)
     assert wrong == [] and "NonFiniteError: " in said and "is nan at step 5. The last checkpoint is intact" in said
+
+
+@pytest.mark.slow
+def test_a_refusing_disk_damage_and_other_formats(drilling):
+    drill, faults, place = drilling
+    expected, _, _ = drill.whole("dmd", place / "dmd-whole")
+    assert faults.drill_disk("dmd", place, expected) == []
+    assert faults.drill_damaged_resume("dmd", place / "dmd-whole", expected, seed=0) == []
+    assert faults.drill_formats("dmd", place / "dmd-whole", expected) == []
 
 
 def test_the_drill_notices_a_difference(drilling, monkeypatch):

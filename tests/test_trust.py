@@ -16,12 +16,14 @@ from torch import nn
 import limbeck
 from limbeck import cli
 from limbeck.errors import LimbeckError
+from limbeck.methods import METHODS
 from limbeck.report import write_report
 from limbeck.runs import distill, open_run
 from limbeck.samplers import load_experts
 from limbeck.tasks import imported, load_pictures, named_by
 from limbeck.tasks.own_teacher import read_state, read_teacher
 from limbeck.training import checkpoints
+from limbeck.training.options import merged_options, options_to_dict
 from limbeck.training.sealed import seal, unseal
 
 
@@ -44,7 +46,7 @@ def run(finished, tmp_path):
 @pytest.fixture
 def trap(tmp_path, monkeypatch):
     """A module whose import leaves the file `sprung`."""
-    (tmp_path / "trap.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w').close()\nnet = judge = reward = None\n")
+    (tmp_path / "trap.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w').close()\nraise RuntimeError('sprung')\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     yield tmp_path / "sprung"
@@ -91,7 +93,7 @@ def test_no_source_unpickles_or_evaluates():
         for number, line in enumerate(path.read_text().splitlines(), 1):
             if re.search(r"\bpickle\.load|yaml\.(unsafe_|full_)?load\(|allow_pickle=True|weights_only=False|(?<![.\w])(eval|exec)\(", line):
                 found.append(f"{path.name}:{number}")
-            if "torch.load(" in line and "weights_only=True" not in line:
+            if re.search(r"(?<!safetensors\.)torch\.load\(", line) and "weights_only=True" not in line:
                 found.append(f"{path.name}:{number}")
     assert found == []
 
@@ -103,11 +105,18 @@ COMMANDS = {
     "evaluate": ["evaluate", "run"],
     "from": ["distill", "dmd", "--task", "tiny", "--from-run", "run", "--out", "new", "--iterations", "1", "--batch", "8", "--quiet"],
 }
+
+
+def _options(method, **changes):
+    _, _, presets = METHODS[method].load()
+    return options_to_dict(merged_options(presets["recommended"], {"iterations": 2, "batch": 8, **changes}))
+
+
 NAMING = {
     "teacher": {"task": "own", "task_options": {"teacher": "trap:net", "data": "pictures.npy"}},
     "network": {"task": "own", "task_options": {"teacher": "bare.pt", "network": "trap:net", "data": "pictures.npy"}},
-    "distance": {"method": "sim", "options": {"distance": "trap:judge"}},
-    "reward": {"method": "swiftbrush", "options": {"rewards": ["trap:reward=1"]}},
+    "distance": {"method": "sim", "options": _options("sim", distance="trap:judge")},
+    "reward": {"method": "swiftbrush", "options": _options("swiftbrush", rewards=({"name": "trap:reward"},))},
 }
 
 
@@ -127,8 +136,8 @@ def test_a_strangers_config_imports_nothing(command, named, run, trap, capsys):
     err = capsys.readouterr().err
     assert "'trap:" in err and "if you trust it say --trust-code" in err and err.count("\n") == 1
     assert not trap.exists() and "trap" not in sys.modules and not Path("new").exists()
-    cli.main([*COMMANDS[command], "--trust-code"])  # fails later: there is nothing in the trap
-    assert trap.exists()
+    assert cli.main([*COMMANDS[command], "--trust-code"]) == 2
+    assert "importing trap from" in capsys.readouterr().err and trap.exists()
 
 
 def test_a_report_imports_nothing(run, trap):
@@ -154,7 +163,9 @@ def test_trust_ends_with_its_block(trap):
     with named_by("a", trusted=True), named_by("b", trusted=False), pytest.raises(LimbeckError, match="b names the judge"):
         imported("trap:judge", "the judge")
     assert not trap.exists()
-    assert imported("trap:judge", "the judge") is None and trap.exists()
+    with pytest.raises(LimbeckError, match="sprung"):
+        imported("trap:judge", "the judge")
+    assert trap.exists()
 
 
 def test_a_strangers_backtracking_writes_nowhere(run, tmp_path, monkeypatch):
