@@ -43,8 +43,8 @@ poisoned: set[str] = set()
 
 
 def reward(x: Tensor, cond: Any = None) -> Tensor:
-    """Brightness; not a number while "reward" is in `poisoned`."""
-    return x.mean((1, 2, 3)) * (float("nan") if "reward" in poisoned else 1.0)
+    """Brightness; not a number in iterations of the loop while "reward" is in `poisoned`."""
+    return x.mean((1, 2, 3)) * (float("nan") if poisoned >= {"reward", "iterating"} else 1.0)
 
 
 def train(method: str, folder: Path, **more: Any) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 from unittest import mock
 
 import drill
-import torch
 from drill import in_child, outcome, train
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from limbeck.training import Loop, checkpoints
 from limbeck.training.durable import Chunks, write_synced
@@ -130,21 +130,23 @@ def drill_disk(method: str, place: Path, expected: dict[str, Any]) -> list[str]:
 
 
 def drill_poison(method: str, place: Path, role: str, step: int = 21) -> tuple[str, list[str]]:
-    """Let a role (or the "reward") answer what is not a number from a step on: (what the run said, what was wrong).
+    """Let a role (or the "reward") answer what is not a number in all iterations from a step on: (what the run said, what was
+    wrong).
 
     The run must stop, name a role and the step, keep a whole checkpoint, and fail alike when it is resumed. It says "" where
-    the role takes no part in training any more.
+    the role takes no part in training any more: it must then end like the undisturbed one (``METHOD-whole``).
     """
     folder, wrong = place / f"{method}-{role.replace(' ', '-')}", []
 
     def poison(loop: Loop) -> None:
         drill.poisoned.add(role)
         if role in loop.method.roles:
-            loop.method.roles[role].module.register_forward_hook(lambda module, args, answer: _spoiled(answer))
+            loop.method.roles[role].module.register_forward_hook(_spoil)
 
     said = [in_child(lambda: _until(step, poison, lambda: train(method, folder))).said for _ in range(2)]
     if not said[0]:
-        return "", wrong
+        differ = drill.differences(outcome(place / f"{method}-whole"), outcome(folder))
+        return "", [f"{role}, poisoned without a word: {text}" for text in differ[:4]]
     named = re.search(r"NonFiniteError: the (.*) of the role '(.+?)' is (nan|-?inf) at step (\d+)\. The last checkpoint", said[0])
     if named is None or int(named[4]) < step:
         return said[0], [f"{role}: the run said {said[0]!r}"]
@@ -181,14 +183,20 @@ def _until(step: int, action: Callable[[Loop], None], run: Callable[[], None]) -
         if loop.step >= step and not acted:
             acted = True
             action(loop)
-        return iterate(loop)
+        drill.poisoned.add("iterating")
+        try:
+            return iterate(loop)
+        finally:
+            drill.poisoned.discard("iterating")
 
     with mock.patch.object(Loop, "iterate", iterated):
         run()
 
 
-def _spoiled(answer: Any) -> Any:
-    return torch.utils._pytree.tree_map(lambda x: x * float("nan") if isinstance(x, Tensor) and x.is_floating_point() else x, answer)
+def _spoil(module: Any, args: Any, answer: Any) -> Any:
+    if "iterating" not in drill.poisoned:  # judged or sampled, a role answers as ever
+        return answer
+    return tree_map(lambda x: x * float("nan") if isinstance(x, Tensor) and x.is_floating_point() else x, answer)
 
 
 def _goes_on(method: str, folder: Path, expected: dict[str, Any], when: str) -> list[str]:

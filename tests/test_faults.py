@@ -141,7 +141,7 @@ def test_a_reward_that_is_not_finite_names_its_step(drilling, tmp_path):
 
     def poisoned(loop):
         if loop.step == 2:
-            drill.poisoned.add("reward")
+            drill.poisoned.update(("reward", "iterating"))
         return iterate(loop)
 
     options = {"iterations": 4, "batch": 8, "reward": "drill:reward", "sigmas": (5.0, 2.0, 1.0)}

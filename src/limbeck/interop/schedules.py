@@ -40,22 +40,25 @@ def read_schedule(scheduler: Any) -> Schedule:
     enter here. Raises LimbeckError for schedulers and prediction types that are not known.
     """
     names, config = {kind.__name__ for kind in type(scheduler).__mro__}, scheduler.config
-    prediction = config.get("prediction_type", "epsilon")
+    prediction = str(config.get("prediction_type", "epsilon"))
     if names & {*FLOWS} or config.get("use_flow_sigmas", False):
         return Schedule(RectifiedFlow(), "velocity", "thousand")
     if names & {*EDM}:
         kinds = {"epsilon": "edm", "v_prediction": "trigflow"}
         if prediction not in kinds:
-            raise unknown("prediction type of an EDM scheduler", str(prediction), kinds)
-        low, high = float(config["sigma_min"]), float(config["sigma_max"])
-        return Schedule(VE(low, high), kinds[prediction], "log_sigma", float(config["sigma_data"]))
+            raise unknown("prediction type of an EDM scheduler", prediction, kinds)
+        try:
+            low, high, sigma_data = (float(config[name]) for name in ("sigma_min", "sigma_max", "sigma_data"))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise LimbeckError(f"the EDM scheduler's sigma_min, sigma_max and sigma_data must be numbers: {error!r}") from None
+        return Schedule(VE(low, high), kinds[prediction], "log_sigma", sigma_data)
     if not names & {*TABLES}:
         raise LimbeckError(
             f"the noise of a {type(scheduler).__name__} is not known; those of {', '.join((*TABLES, *FLOWS, *EDM))} are: save "
             "the pipeline with one of them, or wrap the network in limbeck.denoisers.Preconditioned(network, process, prediction)"
         )
     if prediction not in PREDICTIONS:
-        raise unknown("prediction type", str(prediction), PREDICTIONS)
+        raise unknown("prediction type", prediction, PREDICTIONS)
     return Schedule(DDPM(alphas_cumprod=scheduler.alphas_cumprod.double()), PREDICTIONS[prediction], "time")
 
 

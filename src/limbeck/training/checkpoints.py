@@ -128,8 +128,11 @@ def mark_best(folder: Path | str, step: int, writer: Writer = write_synced) -> N
     """Point ``best.json`` at a checkpoint."""
     partial = Path(folder) / f"{PARTIAL}best.json"
     discard(partial)
-    write_known(writer, partial, [seal({"format": FORMAT, "step": step})])
-    os.replace(partial, Path(folder) / "best.json")
+    try:
+        write_known(writer, partial, [seal({"format": FORMAT, "step": step})])
+        os.replace(partial, Path(folder) / "best.json")
+    finally:
+        discard(partial)
 
 
 def exist(folder: Path | str) -> bool:
