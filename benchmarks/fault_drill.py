@@ -21,16 +21,16 @@ from multiprocessing import get_context
 from pathlib import Path
 
 # Children are forked: no pool of threads, and no device's, may exist before that.
-os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "LIMBECK_TRACK": "none"}
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-import drill
-import drill_faults
 import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+import drill
+import drill_faults
 from limbeck.methods import METHODS
 from limbeck.tasks import TASKS
 
@@ -87,7 +87,9 @@ def main() -> int:
         console.print(text, highlight=False, markup=False)
     seconds = time.perf_counter() - start
     total = sum(result.kills for result in results)
-    console.print(f"{total} kills, {len(results) * TRIES} damaged files, {len(wrong)} differences; {seconds:.0f} s", highlight=False)
+    console.print(
+        f"{total} kills, {len(results) * TRIES} damaged files, {len(wrong)} differences; {seconds:.0f} s", highlight=False
+    )
     if given.json:
         given.json.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
     return int(bool(wrong))
@@ -96,7 +98,18 @@ def main() -> int:
 def table(results: list[drill.Drilled]) -> Table:
     """A line per method."""
     drawn = Table(box=None, pad_edge=False)
-    for column in ("method", "kills", "inside writes", "resumes", "runs compared", "damaged", "NaN in", "no effect", "equal", "s"):
+    for column in (
+        "method",
+        "kills",
+        "inside writes",
+        "resumes",
+        "runs compared",
+        "damaged",
+        "NaN in",
+        "no effect",
+        "equal",
+        "s",
+    ):
         drawn.add_column(column, justify="left" if column in ("method", "NaN in", "no effect") else "right")
     for r in results:
         stops = ", ".join(role for role, said in r.poisoned.items() if said)

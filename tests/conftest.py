@@ -10,6 +10,7 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
+os.environ["LIMBECK_TRACK"] = "none"  # importing TensorBoard takes half a second, in every process that trains
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 

@@ -55,14 +55,20 @@ def train(method: str, folder: Path, **more: Any) -> None:
     seed = os.getpid() if checkpoints.exist(folder / "checkpoints") else 0  # what a resumed process drew before must not matter
     random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
     distill(
-        method=method, task="tiny", out=folder, options=options, resume=resume, checkpoint_every=4, quiet=True, trust_code=True,
-        **start,
+        method=method, task="tiny", out=folder, options=options, resume=resume, checkpoint_every=4, quiet=True,
+        track=("none",), trust_code=True, **start,
     )  # fmt: skip
 
 
 def base(folder: Path) -> None:
     """The few-step student that preferences begin with."""
-    distill(method="dmd", task="tiny", out=folder / "base", options={"iterations": 2, "batch": 8, "sigmas": (5.0, 2.0, 1.0)}, quiet=True)
+    distill(
+        method="dmd",
+        task="tiny",
+        out=folder / "base",
+        options={"iterations": 2, "batch": 8, "sigmas": (5.0, 2.0, 1.0)},
+        quiet=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,12 @@ def on_disk(tick: Callable[[], None]) -> Iterator[None]:
     def saved(*args: Any, **options: Any) -> Path:
         return save(*args, **options, writer=halting)
 
-    patches = [around(os, "fsync"), around(os, "replace"), around(shutil, "rmtree"), mock.patch.object(checkpoints, "save", saved)]
+    patches = [
+        around(os, "fsync"),
+        around(os, "replace"),
+        around(shutil, "rmtree"),
+        mock.patch.object(checkpoints, "save", saved),
+    ]
     patches += [around(Path, name) for name in ("rename", "mkdir", "write_text", "write_bytes", "unlink")]
     for patch in patches:
         patch.start()

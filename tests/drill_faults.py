@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import drill
-from drill import in_child, outcome, train
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+import drill
+from drill import in_child, outcome, train
 from limbeck.training import Loop, checkpoints
 from limbeck.training.durable import Chunks, write_synced
 from limbeck.training.sealed import seal, unseal
@@ -147,7 +147,9 @@ def drill_poison(method: str, place: Path, role: str, step: int = 21) -> tuple[s
     if not said[0]:
         differ = drill.differences(outcome(place / f"{method}-whole"), outcome(folder))
         return "", [f"{role}, poisoned without a word: {text}" for text in differ[:4]]
-    named = re.search(r"NonFiniteError: the (.*) of the role '(.+?)' is (nan|-?inf) at step (\d+)\. The last checkpoint", said[0])
+    named = re.search(
+        r"NonFiniteError: the (.*) of the role '(.+?)' is (nan|-?inf) at step (\d+)\. The last checkpoint", said[0]
+    )
     if named is None or int(named[4]) < step:
         return said[0], [f"{role}: the run said {said[0]!r}"]
     if said[0] != said[1]:

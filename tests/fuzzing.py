@@ -17,7 +17,9 @@ NUMBERS = [0, -1, 1, 2**31, 2**63, 10**30, -(10**400), 1e308, float("inf"), floa
 TEXTS = ["", "x", "..", "/etc/passwd", "a:b", "dmd", "ve", "\x00", "é" * 300, "null", "cuda:99", "meta", "cpu", "999999"]
 LEAVES = st.sampled_from([*NUMBERS, *TEXTS, None])
 VALUES = st.recursive(
-    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(TEXTS[1:]), inner, max_size=3), max_leaves=5
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(TEXTS[1:]), inner, max_size=3),
+    max_leaves=5,
 )
 
 
@@ -107,13 +109,16 @@ def spoiled(draw: st.DrawFn, data: bytes) -> bytes:
         "flipped": data[:at] + bytes([data[at] ^ (1 << draw(st.integers(0, 7)))]) + data[at + 1 :] if data else b"\0",
         "empty": b"",
         "noise": draw(st.binary(min_size=1, max_size=40)),
-        "inserted": data[:at] + draw(st.sampled_from([b"\xff\xfe", b"\x00", b"[" * 3000, b"{", b"&a [*a]", b"1e999", b"NaN"])) + data[at:],
+        "inserted": data[:at]
+        + draw(st.sampled_from([b"\xff\xfe", b"\x00", b"[" * 3000, b"{", b"&a [*a]", b"1e999", b"NaN"]))
+        + data[at:],
         "text": draw(st.sampled_from(LAUGHS)),
     }[kind]
 
 
+NINEFOLD = [f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]" for before, name in zip("abcdefgh", "bcdefghi", strict=True)]
 LAUGHS = [
-    ("a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(f"{c}: &{c} [{', '.join([f'*{p}'] * 9)}]\n" for p, c in zip("abcdefgh", "bcdefghi", strict=True))).encode(),
+    "\n".join(["a: &a [x, x, x, x, x, x, x, x, x]", *NINEFOLD]).encode(),
     b"&a [*a]",
     b"method: dmd\noptions: &o {student: *o}\n",
     b"method: dmd\n" + b"task_options: " + b"{x: " * 40 + b"1" + b"}" * 40,

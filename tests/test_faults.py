@@ -49,7 +49,7 @@ def test_a_refusing_disk_damage_and_other_formats(drilling):
 
 
 def test_the_drill_notices_a_difference(drilling, monkeypatch):
-    drill, faults, place = drilling
+    drill, _, place = drilling
     monkeypatch.setattr(drill, "ITERATIONS", 6)
     drill.in_child(lambda: drill.train("sid", place / "one"))
     drill.in_child(lambda: drill.train("sid", place / "two", alpha=1.0))

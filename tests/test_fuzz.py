@@ -32,7 +32,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from fuzzing import LEAVES, VALUES, accept, contents, judge, mutated, spoiled, write_yaml
 
-fuzz = partial(settings, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=False)
+fuzz = partial(
+    settings, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=False
+)
 MANY = pytest.mark.slow
 DISTILLING = [entry.id for entry in METHODS.values() if entry.module]
 
@@ -81,7 +83,11 @@ def test_configs(count, finished, place, capsys):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         write_yaml(folder / "config.yaml", data.draw(mutated(tree)))
-        judge(["distill", "--config", str(folder / "config.yaml"), "--out", str(place / "new"), "--quiet"], folder, capsys.readouterr)
+        judge(
+            ["distill", "--config", str(folder / "config.yaml"), "--out", str(place / "new"), "--quiet"],
+            folder,
+            capsys.readouterr,
+        )
         shutil.rmtree(place / "new", ignore_errors=True)
 
     run()
@@ -98,7 +104,9 @@ def test_values_of_a_wrong_type_are_refused(count, finished, place, capsys):
         names = ["iterations", "batch", "sigmas", "student", "guidance", "gan_weight", "renoise", "ema", "sead"]
         tree = {**base, "options": {**base["options"], data.draw(st.sampled_from(names)): {"a": wrong}}}
         if data.draw(st.booleans()):
-            name = data.draw(st.sampled_from(["method", "seed", "task", "device", "dtype", "options", "micro_batches", "format"]))
+            name = data.draw(
+                st.sampled_from(["method", "seed", "task", "device", "dtype", "options", "micro_batches", "format"])
+            )
             tree = {**base, name: [wrong]}
         folder = place / "given"
         folder.mkdir(exist_ok=True)
@@ -267,7 +275,23 @@ def test_options_on_the_command_line(count, place, capsys):
     @fuzz(max_examples=max(count // 6, 5))
     @given(st.data())
     def run(data):
-        flag = data.draw(st.sampled_from(["--seed", "--iterations", "--batch", "--sigmas", "--device", "--dtype", "--guidance", "--student.lr", "--micro-batches", "--checkpoint-every", "--preset"]))
+        flag = data.draw(
+            st.sampled_from(
+                [
+                    "--seed",
+                    "--iterations",
+                    "--batch",
+                    "--sigmas",
+                    "--device",
+                    "--dtype",
+                    "--guidance",
+                    "--student.lr",
+                    "--micro-batches",
+                    "--checkpoint-every",
+                    "--preset",
+                ]
+            )
+        )
         value = str(data.draw(LEAVES)).replace("\0", "0")
         try:
             code = cli.main(["distill", "dmd", "--task", "tiny", flag, value, "--out", "new", "--quiet"])
@@ -288,7 +312,20 @@ def test_the_real_command(finished, pictures, place):
     shutil.copytree(finished, place / "run")
     config = (place / "run" / "config.yaml").read_text()
     cases = []
-    for i, text in enumerate(["", "[", "method: 3", "method: dmd\nseed: x", "method: dmd\noptions: {iterations: -1}", "\x00", "a: b", config.replace("tiny", "tinny"), "&a [*a]", config + "\nformat: 9"]):
+    for i, text in enumerate(
+        [
+            "",
+            "[",
+            "method: 3",
+            "method: dmd\nseed: x",
+            "method: dmd\noptions: {iterations: -1}",
+            "\x00",
+            "a: b",
+            config.replace("tiny", "tinny"),
+            "&a [*a]",
+            config + "\nformat: 9",
+        ]
+    ):
         (place / f"{i}.yaml").write_text(text)
         cases.append(["distill", "--config", f"{i}.yaml", "--out", "new"])
     (place / "run" / "config.yaml").write_text("{")
@@ -303,7 +340,10 @@ def test_the_real_command(finished, pictures, place):
     source = str(Path(cli.__file__).parents[2])
     for case in cases:
         ended = subprocess.run(
-            [sys.executable, "-m", "limbeck", *case], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+            [sys.executable, "-m", "limbeck", *case],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
         )
         assert ended.returncode == 2, (case, ended.stderr)
         assert ended.stderr.startswith("limbeck: ") and ended.stderr.count("\n") == 1, (case, ended.stderr)

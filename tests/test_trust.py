@@ -69,7 +69,9 @@ class Bomb:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("wrap", [lambda b: b, lambda b: {"weight": torch.zeros(2), "bomb": b}], ids=["alone", "in a state dict"])
+@pytest.mark.parametrize(
+    "wrap", [lambda b: b, lambda b: {"weight": torch.zeros(2), "bomb": b}], ids=["alone", "in a state dict"]
+)
 def test_a_pickle_is_refused_and_not_executed(wrap, tmp_path):
     bomb, file = tmp_path / "sprung", tmp_path / "teacher.pt"
     torch.save(wrap(Bomb(bomb)), file)
@@ -91,7 +93,10 @@ def test_no_source_unpickles_or_evaluates():
     found = []
     for path in sorted(Path(limbeck.__file__).parent.rglob("*.py")):
         for number, line in enumerate(path.read_text().splitlines(), 1):
-            if re.search(r"\bpickle\.load|yaml\.(unsafe_|full_)?load\(|allow_pickle=True|weights_only=False|(?<![.\w])(eval|exec)\(", line):
+            if re.search(
+                r"\bpickle\.load|yaml\.(unsafe_|full_)?load\(|allow_pickle=True|weights_only=False|(?<![.\w])(eval|exec)\(",
+                line,
+            ):
                 found.append(f"{path.name}:{number}")
             if re.search(r"(?<!safetensors\.)torch\.load\(", line) and "weights_only=True" not in line:
                 found.append(f"{path.name}:{number}")
@@ -103,7 +108,21 @@ COMMANDS = {
     "config": ["distill", "--config", "run/config.yaml", "--out", "new", "--quiet"],
     "sample": ["sample", "run"],
     "evaluate": ["evaluate", "run"],
-    "from": ["distill", "dmd", "--task", "tiny", "--from-run", "run", "--out", "new", "--iterations", "1", "--batch", "8", "--quiet"],
+    "from": [
+        "distill",
+        "dmd",
+        "--task",
+        "tiny",
+        "--from-run",
+        "run",
+        "--out",
+        "new",
+        "--iterations",
+        "1",
+        "--batch",
+        "8",
+        "--quiet",
+    ],
 }
 
 
@@ -175,7 +194,9 @@ def test_a_strangers_backtracking_writes_nowhere(run, tmp_path, monkeypatch):
     assert not (tmp_path / "elsewhere").exists()
 
 
-@pytest.mark.parametrize("inside", ["report.html", "metrics.jsonl", "samples", "checkpoints", "checkpoints/step-00000009", "new"])
+@pytest.mark.parametrize(
+    "inside", ["report.html", "metrics.jsonl", "samples", "checkpoints", "checkpoints/step-00000009", "new"]
+)
 @pytest.mark.parametrize("command", [["report", "run"], ["sample", "run"], ["distill", "--resume", "run", "--quiet"]])
 def test_links_out_of_a_run_are_refused(inside, command, run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

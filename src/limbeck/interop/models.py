@@ -1,68 +1,42 @@
-"""Models of diffusers as raw networks F(x, timestep, cond), by class: how each is called is a table.
+"""Models of diffusers as raw networks F(x, timestep, cond), by class: how each is called is a table (conventions)."""
 
-A model whose class is not here is wrapped by ten lines of your own: a module with ``null`` and
-``forward(x, timestep, cond) -> like x`` that calls it, given to :class:`limbeck.denoisers.Preconditioned`.
-"""
-
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from limbeck.denoisers import Cond
 from limbeck.errors import LimbeckError
-from limbeck.networks.taps import first_tensor
-
-Call = Callable[[Any, Tensor, Tensor, Cond], Any]  # (model, x (B, ...), timestep (B,), conditions) -> its answer
-
-
-@dataclass(frozen=True)
-class Convention:
-    """How a class of models is called: ``call``, and the names of the conditions that it needs and of those that it may get."""
-
-    call: Call
-    needs: tuple[str, ...] = ()
-    takes: tuple[str, ...] = ()
-
-
-def _unet(model: Any, x: Tensor, timestep: Tensor, cond: Cond) -> Any:
-    return model(x, timestep, cond.get("label"))
-
-
-def _unet_with_text(model: Any, x: Tensor, timestep: Tensor, cond: Cond) -> Any:
-    added = {name: cond[name] for name in ("text_embeds", "time_ids") if name in cond}  # SDXL
-    return model(x, timestep, cond["encoder_hidden_states"], cond.get("label"), added_cond_kwargs=added or None)
-
-
-def _dit(model: Any, x: Tensor, timestep: Tensor, cond: Cond) -> Any:
-    return model(x, timestep, cond["label"])
-
-
-CONVENTIONS: dict[str, Convention] = {
-    "UNet2DModel": Convention(_unet, (), ("label",)),
-    "UNet2DConditionModel": Convention(_unet_with_text, ("encoder_hidden_states",), ("label", "text_embeds", "time_ids")),
-    "DiTTransformer2DModel": Convention(_dit, ("label",)),
-}
-"""By class name. Conditions have the names of the model's own arguments, but for ``label`` (class_labels)."""
+from limbeck.interop.conventions import convention_of, spread_layers
 
 
 class DiffusersNetwork(nn.Module):
     """A diffusers model as a raw network: x (B, ...), the scheduler's timestep (B,), conditions by name -> like x.
 
-    ``null``: what stands for "no condition" in one sample, by name (None: the model has no such thing). ``fixed``: conditions
-    of one sample that are the same for all, like a guidance embedding; conditions given win over them. Learned variances
-    (a second half of channels) are left out. Raises LimbeckError for classes that are not known, missing conditions and
-    unknown ones.
+    x has the layout of the model's latents: (B, C, H, W) for images, also of Flux and QwenImage, which are packed inside;
+    (B, C, F, H, W) for Wan, (B, F, C, H, W) for CogVideoX. Conditions are batch-first. x and conditions of floating point
+    go to the model in its own dtype. Learned variances (a second half of channels) are left out.
+
+    ``null``: what stands for "no condition" in one sample, by name (None: what the class itself has, if anything). ``fixed``:
+    conditions of one sample that are the same for all, like a guidance embedding; conditions given win over them.
+    Raises LimbeckError for classes that are not known, conditions that are missing, unknown or of another batch, and an x
+    that the model cannot take.
     """
 
     def __init__(self, model: nn.Module, null: Cond | None = None, fixed: Cond | None = None):
         super().__init__()
-        self.model, self.convention = model, convention_of(model)
+        self.model: Any = model
+        self.convention = convention_of(model)
+        null = self.convention.null(model) if null is None else null
         self._null, self._fixed = self._kept("null", null or {}), self._kept("fixed", fixed or {})
         self._has_null = null is not None
+        part: Any
+        for part in model.modules():
+            if hasattr(part, "dropout_prob"):
+                part.dropout_prob = 0.0  # DiT in train mode would drop labels, each block others: who trains drops them
 
     def _kept(self, prefix: str, values: Cond) -> tuple[str, ...]:
+        self._check_names(values)
         for name, value in values.items():  # buffers move with the module, and belong to no state dict
             self.register_buffer(f"{prefix}_{name}", value, persistent=False)
         return tuple(values)
@@ -72,32 +46,56 @@ class DiffusersNetwork(nn.Module):
         """What stands for "no condition" in one sample."""
         return {name: getattr(self, f"null_{name}") for name in self._null} if self._has_null else None
 
+    @property
+    def feature_layers(self) -> tuple[str, ...]:
+        """The layers that a discriminator reads by default: a U-Net's middle, three blocks over a transformer's depth."""
+        return tuple(f"model.{name}" for name in spread_layers(self.model, self.convention.layers))
+
     def forward(self, x: Tensor, timestep: Tensor, cond: Cond | None = None) -> Tensor:
-        given = dict(cond or {})
-        for name in self._fixed:
-            value = getattr(self, f"fixed_{name}")
-            given.setdefault(name, value.expand(len(x), *value.shape))
-        known = (*self.convention.needs, *self.convention.takes)
-        missing, strange = [n for n in self.convention.needs if n not in given], [n for n in given if n not in known]
-        if missing or strange:
+        self._check_shape(x)
+        given = self._all(cond, len(x))
+        dtype = self.model.dtype
+        own = {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
+        answer = self.convention.call(self.model, x.to(dtype), timestep, own)
+        channel = self.convention.axes.index("C")
+        mean = answer.narrow(channel, 0, min(x.shape[channel], answer.shape[channel]))
+        if mean.shape != x.shape:
             raise LimbeckError(
-                f"a {type(self.model).__name__} takes the conditions {', '.join(known) or 'none'}; "
-                + (f"missing: {', '.join(missing)}" if missing else f"not {', '.join(strange)}")
+                f"the {self._name} answered {tuple(answer.shape)} for x {tuple(x.shape)}; one that takes more channels than it "
+                "answers (an image to start from, a mask) needs a module of your own around it: docs/diffusers.md has an example"
             )
-        answer = first_tensor(self.convention.call(self.model, x, timestep, given))
-        if answer is None or answer.shape[0] != x.shape[0] or answer.shape[2:] != x.shape[2:]:
-            got = None if answer is None else tuple(answer.shape)
-            raise LimbeckError(f"the {type(self.model).__name__} answered {got} for x {tuple(x.shape)}")
-        return answer[:, : x.shape[1]]
+        return mean.to(x.dtype)
 
+    @property
+    def _name(self) -> str:
+        return type(self.model).__name__
 
-def convention_of(model: nn.Module) -> Convention:
-    """How a model is called. Raises LimbeckError where its class is not known, and says how to write an adapter."""
-    for kind in type(model).__mro__:
-        if kind.__name__ in CONVENTIONS:
-            return CONVENTIONS[kind.__name__]
-    raise LimbeckError(
-        f"how to call a {type(model).__name__} is not known; known are {', '.join(CONVENTIONS)}. Wrap it in a module of your own "
-        "with `null` (a mapping, or None) and `forward(x, timestep, cond)` that returns a tensor like x, and give that to "
-        "limbeck.denoisers.Preconditioned(network, process, prediction)"
-    )
+    def _all(self, cond: Cond | None, batch: int) -> dict[str, Tensor]:
+        """The conditions of a batch: those given (or the null condition), and the fixed ones."""
+        kept = {name: getattr(self, f"fixed_{name}") for name in self._fixed}
+        kept |= (self.null or {}) if cond is None else {}
+        given = {name: value.expand(batch, *value.shape) for name, value in kept.items()} | dict(cond or {})
+        self._check_names(given)
+        if missing := [name for name in self.convention.needs if name not in given]:
+            raise LimbeckError(
+                f"a {self._name} needs the conditions {', '.join(self.convention.needs)}; missing: {', '.join(missing)} (what is "
+                "the same for all samples: DiffusersNetwork(model, fixed={name: one sample's tensor}))"
+            )
+        if wrong := [f"{name} has {len(value)}" for name, value in given.items() if len(value) != batch]:
+            raise LimbeckError(f"conditions are batch-first, and the batch is {batch}: {', '.join(wrong)}")
+        return given
+
+    def _check_names(self, cond: Cond) -> None:
+        known = (*self.convention.needs, *self.convention.takes)
+        if strange := [name for name in cond if name not in known]:
+            raise LimbeckError(f"this {self._name} takes the conditions {', '.join(known) or 'none'}; not {', '.join(strange)}")
+
+    def _check_shape(self, x: Tensor) -> None:
+        axes, sides = self.convention.axes, self.convention.sides(self.model)
+        sizes, channels = dict(zip(axes, x.shape, strict=False)), self.model.config.in_channels // self.convention.packs
+        fits = x.ndim == len(axes) and sizes["C"] == channels
+        if not fits or any(sizes[axis] % sides.get(axis, 1) for axis in axes):
+            said = [f"C = {channels}", *(f"{axis} a multiple of {n}" for axis, n in sides.items() if axis in axes and n > 1)]
+            raise LimbeckError(
+                f"a {self._name} takes x ({', '.join(axes)}) with {', '.join(said)}; this one is {tuple(x.shape)}"
+            )

@@ -11,6 +11,7 @@ from limbeck.errors import LimbeckError, unknown
 from limbeck.training.durable import refuse_links
 from limbeck.training.options import options_from_dict
 from limbeck.training.plain import read_plain
+from limbeck.training.trackers import check_trackers
 from limbeck.version import __version__
 
 FORMAT = 1
@@ -47,11 +48,14 @@ class RunConfig:
 class Execution:
     """How a run is carried out. None of it changes what is computed, so all of it may differ when a run is resumed."""
 
-    tensorboard: bool = False
-    """Write TensorBoard files beside metrics.jsonl."""
+    track: tuple[Literal["none", "tensorboard", "wandb", "trackio"], ...] | None = None
+    """Where figures go besides metrics.jsonl: tensorboard, wandb, trackio, none (default: TensorBoard if it is installed)."""
     quiet: bool = False
     trust_code: bool = False
     """Import the code (MODULE:NAME, .pt2) that a run's folder or config.yaml names, not only what you name yourself."""
+
+    def __post_init__(self):
+        check_trackers(self.track)
 
 
 def read_config(folder: Path | str) -> RunConfig:

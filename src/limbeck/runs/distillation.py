@@ -106,8 +106,9 @@ def distill(
     of :func:`limbeck.tasks.own_task`. None: a ``task`` by name ("digits", the default, or "photos"). ``method``: see
     `limbeck methods`; ``options``: its options dataclass, or a mapping of those that differ from the ``preset``; further
     keywords are options too (``alpha=1.0``), or say how to carry the run out (:class:`limbeck.runs.Execution`: ``quiet=True``).
-    ``from_run``: a run, whose student is what this one begins with (a folder that names code needs ``trust_code=True``). ``precision``: bfloat16 runs the networks
-    under autocast, losses in ``dtype``. ``out``: the run's folder (None: a new one under runs/).
+    ``from_run``: a run, whose student is what this one begins with (a folder that names code needs ``trust_code=True``).
+    ``precision``: bfloat16 runs the networks under autocast, losses in ``dtype``. ``out``: the run's folder (None: a new one
+    under runs/).
     Returns a :class:`Run`.
     Raises LimbeckError for what it cannot use.
     """
@@ -174,7 +175,7 @@ def run(
         device=config.device,
         evaluate=lambda step: _kept(task.evaluator(method.sampler(), nfe)),
         best="frechet",
-        tensorboard=how.tensorboard,
+        track=how.track,
         meta={"method": config.method},
         quiet=how.quiet,
     )

@@ -15,7 +15,6 @@ from torch import nn
 
 from limbeck.errors import LimbeckError, unknown
 
-
 _source: ContextVar[str] = ContextVar("source", default="")
 
 

@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +62,7 @@ class Loop:
 
     ``folder``: the run's folder for checkpoints and metrics (None: keep nothing on disk). ``evaluate``: figures of the
     student, called every ``evaluate_every`` iterations and at the end; ``best`` names the figure (lower is better) whose
-    best checkpoint is kept.
+    best checkpoint is kept. ``track``: names of trackers (:func:`check_trackers`; None: TensorBoard if it is installed).
     """
 
     def __init__(
@@ -75,13 +75,13 @@ class Loop:
         device: torch.device | str = "cpu",
         evaluate: Callable[[int], Figures] | None = None,
         best: str | None = None,
-        tensorboard: bool | None = False,
+        track: Sequence[str] | None = (),
         meta: Mapping[str, Any] | None = None,
         quiet: bool = False,
     ):
         self.method, self.source, self.options, self.folder = method, source, options, folder
         self.device = torch.device(device)
-        self.evaluate, self.best, self.tensorboard = evaluate, best, tensorboard
+        self.evaluate, self.best, self.track = evaluate, best, track
         self.meta, self.quiet = dict(meta or {}), quiet
         self.step, self.seconds, self.best_value = 0, 0.0, math.inf
         self.best_step: int | None = None
@@ -247,7 +247,7 @@ class Loop:
         title, total = title or f"distil {type(self.method).__name__}", options.iterations
         tracker = None
         if self.folder is not None:
-            tracker = Tracker(self.folder, self.tensorboard, resume_from=self.step if self._restored else None)
+            tracker = Tracker(self.folder, self.track, resume_from=self.step if self._restored else None)
             if self.step == 0:
                 self.save()
         bar = Progress(title, total, self.step, self.quiet)
