@@ -35,8 +35,8 @@ from fuzzing import LEAVES, VALUES, accept, contents, judge, mutated, spoiled, w
 fuzz = partial(
     settings, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=False
 )
-MANY = pytest.mark.slow
 DISTILLING = [entry.id for entry in METHODS.values() if entry.module]
+FAST = 25
 
 
 @pytest.fixture(autouse=True)
@@ -62,11 +62,8 @@ def place(tmp_path, monkeypatch):
 
 
 def examples(function):
-    """The same test twice: some examples among the fast tests, many among the slow ones."""
-    return pytest.mark.parametrize("count", [FAST, pytest.param(7 * FAST, marks=pytest.mark.slow)])(function)
-
-
-FAST = 40
+    """The same test twice: some examples among the fast tests, many (2,150 in all) among the slow ones."""
+    return pytest.mark.parametrize("count", [FAST, pytest.param(300, marks=pytest.mark.slow)])(function)
 
 
 @examples

@@ -75,7 +75,7 @@ def load_experts(path: Path | str) -> tuple[Experts, dict[str, Any]]:
     try:
         described = json.loads(path.read_text())
         named = [(float(e["low"]), float(e["high"]), str(e["file"])) for e in described["experts"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise LimbeckError(
             f"{path} does not describe experts ({' '.join(str(error).split())}); make it with save_student"
         ) from error

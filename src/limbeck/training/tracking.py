@@ -115,7 +115,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         try:
             if text:
                 lines.append(_figures(text))
-        except ValueError:
+        except (ValueError, RecursionError):
             if number < len(texts):
                 raise LimbeckError(f"{path}, line {number} is damaged: repair or remove that line") from None
     return lines
