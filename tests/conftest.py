@@ -33,3 +33,20 @@ def tiny_task():
         patch.syspath_prepend(Path(__file__).parent)
         patch.setitem(TASKS, "tiny", "tiny_task:tiny")
         yield "tiny"
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory):
+    """A function: the name of a tiny pipeline of tests/interop/tiny_pipelines.py -> its folder, written once."""
+    made: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        from interop.tiny_pipelines import saved
+
+        if name not in made:
+            made[name] = saved(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent)
+        yield folder

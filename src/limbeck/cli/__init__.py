@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from limbeck.cli.catalogue import methods
 from limbeck.cli.distilling import distill, value_of
@@ -96,7 +97,7 @@ def sample(arguments: list[str]) -> int:
     x = task.evaluator.sample(done.sampler(), given.count, given.seed)
     out = given.out or folder / "samples" / f"sample-{given.seed}.png"
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_grid(out, x, given.columns)
+    save_grid(out, task.evaluator.shown(x), given.columns)
     print(out)
     return 0
 
@@ -116,7 +117,8 @@ def evaluate(arguments: list[str]) -> int:
         "student": task.evaluator(done.sampler(), nfe),
         "noise_floor": task.evaluator.noise_floor(),
     }
-    show({"seconds": done.summary.get("seconds", float("nan")), **figures})
+    known: dict[str, Any] = {name: done.summary[name] for name in ("seconds", "reference") if name in done.summary}
+    show({"seconds": float("nan"), **known, **figures})
     return 0
 
 

@@ -149,10 +149,12 @@ class Source(Protocol):
 
 
 class TensorSource:
-    """Data in memory: x (N, ...) or None (conditions alone), cond name -> (N, ...)."""
+    """Data in memory: x (N, ...) or None (conditions alone), cond name -> (N, ...). Neither: ``size`` rows of nothing but noise."""
 
-    def __init__(self, x: Tensor | None, cond: Cond | None = None):
+    def __init__(self, x: Tensor | None, cond: Cond | None = None, size: int | None = None):
         sizes = {len(v) for v in [x, *(cond or {}).values()] if v is not None}
+        if size is not None:
+            sizes.add(size)
         if len(sizes) != 1 or 0 in sizes:
             raise LimbeckError(f"data and conditions must have one common, positive length, not {sorted(sizes)}")
         self.x, self.cond, self.size = x, cond, sizes.pop()
