@@ -1,4 +1,4 @@
-"""The command line: limbeck methods | distill | sample | evaluate | reproduce | report."""
+"""The command line: limbeck methods | distill | plan | sample | evaluate | reproduce | report."""
 
 import os
 import sys
@@ -9,6 +9,7 @@ from typing import Any
 
 from limbeck.cli.catalogue import methods
 from limbeck.cli.distilling import distill, value_of
+from limbeck.cli.planning import plan
 from limbeck.cli.show import show
 from limbeck.errors import LimbeckError, unknown
 from limbeck.version import __version__
@@ -17,6 +18,7 @@ USAGE = f"""limbeck {__version__}: distil a slow teacher into a fast student
 
   limbeck methods [NAME] [--json]       the methods, or one in full
   limbeck distill [METHOD] [options]    distil (default: dmd on the digits); --help lists the options
+  limbeck plan [METHOD] [options]       how much memory that needs, before it begins; --memory 24GB: does it fit?
   limbeck sample RUN [options]          pictures from a run's student
   limbeck evaluate RUN                  judge a run's student and teacher again
   limbeck reproduce METHOD... [options] a method's own claims as an experiment on this computer
@@ -30,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = {
         "methods": methods,
         "distill": distill,
+        "plan": plan,
         "sample": sample,
         "evaluate": evaluate,
         "reproduce": reproduce,

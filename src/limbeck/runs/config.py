@@ -53,6 +53,10 @@ class Execution:
     quiet: bool = False
     trust_code: bool = False
     """Import the code (MODULE:NAME, .pt2) that a run's folder or config.yaml names, not only what you name yourself."""
+    gradient_checkpointing: bool = False
+    """Blocks of the networks are computed twice and held once: less memory, one more forward each."""
+    offload: bool = False
+    """Weights, averages and optimizer states wait on the CPU while their role is idle."""
 
     def __post_init__(self):
         check_trackers(self.track)

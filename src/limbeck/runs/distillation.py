@@ -19,7 +19,7 @@ from limbeck.networks import merged
 from limbeck.runs.config import Execution, RunConfig, check_place, jsonable, read_config
 from limbeck.runs.folder import begin, open_folder, restore
 from limbeck.tasks import TASKS, Task, build_task, chosen_task, given_names, named_by, preferred_options, recorded
-from limbeck.training import Loop, LoopOptions, checkpoints, set_precision
+from limbeck.training import Loop, LoopOptions, checkpoint_roles, checkpoints, set_precision
 from limbeck.training.durable import assembled
 from limbeck.training.options import merged_options, options_from_dict, options_to_dict
 from limbeck.training.plain import read_plain
@@ -145,6 +145,7 @@ def distill(
         None if from_run is None else str(from_run.path if isinstance(from_run, Run) else from_run),
         precision,
     )
+    loop_options(config, options)
     folder = open_folder(out, config, overwrite, resume)
     built = task if isinstance(task, Task) else build_task(name, told, device=device, dtype=dtype, quiet=how.quiet)
     return run(config, built, folder, overwrite, resume, how=how, command=command)
@@ -167,19 +168,14 @@ def run(
 ) -> Run:
     """Train (or go on training) in a folder that :func:`open_folder` allowed, judge teacher and student, write it all down."""
     method, options = prepare(config, task, how.trust_code)
+    if how.gradient_checkpointing:
+        checkpoint_roles(method.roles)
     begin(folder, config, overwrite, resume)
     nfe = len(method.times)
     loop = Loop(
         method,
         task.source,
-        LoopOptions(
-            options.iterations,
-            options.batch,
-            config.micro_batches,
-            config.seed,
-            config.checkpoint_every,
-            evaluate_every=max(-(-options.iterations // EVALUATIONS), 1),
-        ),
+        loop_options(config, options),
         folder=folder,
         device=config.device,
         evaluate=lambda step: _kept(task.evaluator(method.sampler(), nfe)),
@@ -187,6 +183,7 @@ def run(
         track=how.track,
         meta={"method": config.method},
         quiet=how.quiet,
+        offload=how.offload,
     )
     if checkpoints.exist(folder / "checkpoints"):  # else the run died before its first one
         restore(loop, folder, config)
@@ -196,6 +193,14 @@ def run(
     done = Run(folder, config, method, summary)
     write_down(done, task)
     return done
+
+
+def loop_options(config: RunConfig, options: Any) -> LoopOptions:
+    """How long and how often. Raises LimbeckError for numbers that no run can have, before any teacher is trained for it."""
+    every = max(-(-options.iterations // EVALUATIONS), 1)
+    return LoopOptions(
+        options.iterations, options.batch, config.micro_batches, config.seed, config.checkpoint_every, evaluate_every=every
+    )
 
 
 def summarise(config: RunConfig, task: Task, method: Generator, loop: Loop, command: str | None) -> dict[str, Any]:

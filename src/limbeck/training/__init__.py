@@ -15,6 +15,7 @@ from limbeck.training.method import (
     TensorSource,
     Total,
     Update,
+    checkpoint_roles,
     set_precision,
 )
 from limbeck.training.tracking import Tracker, read_metrics
@@ -38,6 +39,7 @@ __all__ = [
     "Total",
     "Tracker",
     "Update",
+    "checkpoint_roles",
     "read_metrics",
     "sample_order",
     "set_precision",

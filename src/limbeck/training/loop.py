@@ -18,6 +18,7 @@ from limbeck.training import checkpoints
 from limbeck.training.diagnostics import Watch
 from limbeck.training.failure import NotFinite, not_finite
 from limbeck.training.method import Batch, Method, Source, Step, Total, Update
+from limbeck.training.offload import Offload, Resident
 from limbeck.training.optimizers import Trained
 from limbeck.training.progress import Progress
 from limbeck.training.rng import restore_rng, rng_state
@@ -78,6 +79,7 @@ class Loop:
         track: Sequence[str] | None = (),
         meta: Mapping[str, Any] | None = None,
         quiet: bool = False,
+        offload: bool = False,
     ):
         self.method, self.source, self.options, self.folder = method, source, options, folder
         self.device = torch.device(device)
@@ -87,10 +89,8 @@ class Loop:
         self.best_step: int | None = None
         self.history: list[tuple[int, Figures]] = []
         self.watch, self.messages = Watch(), list[str]()
-        self.trained: dict[str, Trained] = {}
-        for name, role in method.roles.items():
-            if role.trained:
-                self.trained[name] = Trained.of(name, role)
+        self.trained = {name: Trained.of(name, role) for name, role in method.roles.items() if role.trained}
+        self.residence = Offload(method.roles, self.trained, self.device) if offload else Resident()
         self._signal: int | None = None
         self._restored = False
 
@@ -130,12 +130,15 @@ class Loop:
             for name in _names(first):
                 figures |= self._apply(name, sum(float(y.loss.detach()) * w for y, w in zip(updates, shares, strict=True)))
                 updated.add(name)
+            self.residence.release(_names(first))
             for key in first.logs:
                 figures[key] = sum(float(y.logs[key]) * w for y, w in zip(updates, shares, strict=True))
+        self.residence.release()
         self.method.finish(self.step)
         self.step += 1
         for name in updated:
-            self.trained[name].role.update_ema(self.step)
+            with self.residence.averaging(name):
+                self.trained[name].role.update_ema(self.step)
         return figures
 
     def _advance(self, generator: Step, reply: Tensor | None) -> Update | Total | None:
@@ -184,7 +187,8 @@ class Loop:
         lr = options.lr_at(self.step, self.options.iterations)
         for group in trained.optimizer.param_groups:
             group["lr"] = lr
-        trained.optimizer.step()
+        with self.residence.applying(name):
+            trained.optimizer.step()
         trained.optimizer.zero_grad(set_to_none=True)
         return {f"loss/{name}": loss, f"grad_norm/{name}": float(norm), f"lr/{name}": lr}
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.denoisers import Cond
 from limbeck.errors import LimbeckError, unknown
+from limbeck.networks import checkpoint_blocks
 from limbeck.training.keyed import Keyed, sample_order
 
 
@@ -18,7 +19,8 @@ class OptimizerOptions:
     """How a role is trained. The learning rate is lr x warm-up x decay, a pure function of the iteration."""
 
     lr: float = 1e-4
-    kind: Literal["adam", "adamw", "radam", "sgd"] = "adam"
+    kind: Literal["adam", "adamw", "radam", "sgd", "adam8bit", "adamw8bit"] = "adam"
+    """8-bit: both moments in a byte each (needs bitsandbytes)."""
     betas: tuple[float, float] = (0.0, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
@@ -233,3 +235,17 @@ def set_precision(roles: Mapping[str, Role], dtype: torch.dtype | None) -> None:
             )
         for module in told:
             setattr(module, "compute_dtype", dtype)  # noqa: B010
+
+
+def checkpoint_roles(roles: Mapping[str, Role]) -> None:
+    """Checkpoint the blocks of all roles' networks (:func:`limbeck.networks.checkpoint_blocks`), frozen ones too: gradients may
+    go through them. Averages and discriminators stay as they are.
+
+    Raises LimbeckError for a role without blocks.
+    """
+    for name, role in roles.items():
+        if name != "discriminator" and any(True for _ in role.module.parameters()):
+            try:
+                checkpoint_blocks(role.module)
+            except LimbeckError as error:
+                raise LimbeckError(f"the role {name!r}: {error}") from None
