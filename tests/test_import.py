@@ -18,8 +18,12 @@ CORE = {
 }
 HEAVY = {
     "diffusers",
+    "huggingface_hub",
     "jinja2",
     "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
     "pandas",
     "peft",
     "rich",

@@ -46,6 +46,7 @@ from limbeck.methods.generators.backtracking import (
 from limbeck.methods.generators.generator import Generator, Ingredients
 from limbeck.methods.generators.options import ScoreOptions, dmd2_rate
 from limbeck.methods.generators.score import ScoreDistillation
+from limbeck.samplers import Chain, Rollout
 from limbeck.tasks import refuse_code
 from limbeck.training import Batch, EmaOptions, Role, Step, Total, Update
 from limbeck.training.options import options_from_dict
@@ -225,6 +226,10 @@ class DisBack(Generator):
             self.path.weights = load_path(self.options.record, self.path.teacher, self.host.critic)[0]
         elif self.options.path is None:
             self.path.weights = kept
+
+    @property
+    def sampling(self) -> Rollout | Chain:
+        return self.host.sampling
 
     def sampler(self, ema: bool = True, steps: int | None = None) -> Callable[..., Tensor]:
         return self.host.sampler(ema, steps)

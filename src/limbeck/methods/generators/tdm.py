@@ -45,7 +45,7 @@ from limbeck.methods.generators.producers import Segments, check_windows, counte
 from limbeck.methods.generators.score import ScoreDistillation, ScoreOptions
 from limbeck.noise import DDPM, Process, check_decreasing, karras_grid
 from limbeck.rules import DistributionMatching, ScoreIdentity, ScoreRule
-from limbeck.samplers import Rollout
+from limbeck.samplers import Chain, Rollout
 from limbeck.training import OptimizerOptions
 
 
@@ -173,6 +173,15 @@ class TDM(ScoreDistillation):
             self.rule = ScoreIdentity(teacher, self.critic, alpha=o.alpha, **scales)
         else:
             self.rule = DistributionMatching(teacher, self.critic, normaliser=o.normaliser, **scales)
+
+    @property
+    def sampling(self) -> Rollout | Chain:
+        if len(self.segments.rollouts) > 1:
+            raise LimbeckError(
+                f"this student is told of how many steps it is one, K = {', '.join(map(str, sorted(self.segments.rollouts)))}, which no "
+                "network elsewhere is; train it for one K (counts)"
+            )
+        return self.rollout
 
     def sampler(self, ema: bool = True, steps: int | None = None, *, solver: str = "ddim", **how: Any) -> Callable[..., Tensor]:
         """The student as (z (B, ...) standard normal, cond, noise, not used) -> x, K = ``steps``, with a deterministic solver."""
