@@ -18,6 +18,7 @@ CORE = {
 }
 HEAVY = {
     "diffusers",
+    "gsplat",
     "jinja2",
     "matplotlib",
     "pandas",

@@ -94,7 +94,7 @@ def between(first: CameraLaw, last: CameraLaw, progress: float) -> CameraLaw:
 def _mix(a: Number, b: Number, s: float) -> Number:
     if isinstance(a, tuple) and isinstance(b, tuple):
         return ((1 - s) * a[0] + s * b[0], (1 - s) * a[1] + s * b[1])
-    return (1 - s) * a + s * b  # type: ignore[operator]
+    return (1 - s) * a + s * b
 
 
 def _within(bounds: Range, u: Tensor) -> Tensor:

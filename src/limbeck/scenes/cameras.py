@@ -102,6 +102,19 @@ class Cameras:
         origins = self.position[:, None, None].expand(*size, 3)
         return origins, F.normalize(directions, dim=-1) if normalised else directions
 
+    def parallel_rays(self, extent: float) -> tuple[Tensor, Tensor]:
+        """Orthographic (origins, directions), each (B, height, width, 3): all along the camera's axis, through an image in the
+        camera's plane that is ``extent`` high in world units. Focal lengths play no part.
+        """
+        if not extent > 0:
+            raise LimbeckError(f"extent={extent:g}: the height of an orthographic image must be positive, in world units")
+        like, pixel = self.c2w, extent / self.height
+        x = (torch.arange(self.width, dtype=like.dtype, device=like.device) + 0.5 - self.width / 2) * pixel
+        y = (self.height / 2 - torch.arange(self.height, dtype=like.dtype, device=like.device) - 0.5) * pixel
+        right, up, back = like[:, None, None, :3, :3].unbind(-1)
+        origins = self.position[:, None, None] + x[:, None] * right + y[:, None, None] * up
+        return origins, -back.expand_as(origins)
+
     def projection(self, near: float = 0.01, far: float = 100.0) -> Tensor:
         """The OpenGL clip matrix (B, 4, 4), y up; a rasteriser whose row 0 is the top wants its second row negated."""
         if not 0 < near < far:
@@ -190,7 +203,8 @@ def orbit(
 ) -> Cameras:
     """Cameras around ``target``, upright; angles in degrees, numbers or (B,) tensors.
 
-    Straight above or below they are the limit of nearly vertical views at that azimuth. Raises LimbeckError for a distance that is not positive.
+    Straight above or below they are the limit of nearly vertical views at that azimuth. Raises LimbeckError for a distance that
+    is not positive and an elevation beyond 90 degrees.
     """
     given = [torch.as_tensor(x) for x in (azimuth, elevation, distance)]
     dtype = next((x.dtype for x in given if x.is_floating_point() and x.ndim), torch.get_default_dtype())
@@ -211,4 +225,3 @@ def turntable(views: int, elevation: float = 0.0, **options: float | int | tuple
     azimuth = torch.arange(views, dtype=torch.float64) * 360 / views
     turned = torch.where(azimuth > 180, azimuth - 360, azimuth).to(torch.get_default_dtype())
     return orbit(turned, elevation, **options)  # type: ignore[arg-type]
-

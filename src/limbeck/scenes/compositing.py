@@ -44,7 +44,7 @@ class _Rows(NamedTuple):
     gaussian: Tensor
     line: Tensor
     first: Tensor
-    count: Tensor
+    length: Tensor
 
 
 def composite(plane: Plane, width: int, height: int, max_pairs: int = MAX_PAIRS) -> tuple[Tensor, Tensor]:
@@ -66,7 +66,7 @@ def composite(plane: Plane, width: int, height: int, max_pairs: int = MAX_PAIRS)
             inside = ((rows.line >= start) & (rows.line < end)).nonzero()[:, 0]
             part = _Rows(rows.curve[:, inside], *(x[inside] for x in rows[1:]))
         first = (part.line - start) * width + part.first
-        arguments = (part.curve, features, part.gaussian, first, part.count, width, (end - start) * width)
+        arguments = (part.curve, features, part.gaussian, first, part.length, width, (end - start) * width)
         if len(bands) > 1 and torch.is_grad_enabled():
             parts.append(checkpoint(_Paint.apply, *arguments, use_reentrant=False, preserve_rng_state=False))
         else:
@@ -76,7 +76,7 @@ def composite(plane: Plane, width: int, height: int, max_pairs: int = MAX_PAIRS)
 
 
 def _rows(plane: Plane, width: int, height: int) -> _Rows:
-    B, N = plane.visible.shape
+    N = plane.visible.shape[1]
     which = plane.visible.reshape(-1).nonzero()[:, 0]
     which = which[plane.depth.detach().reshape(-1)[which].argsort(stable=True)]
     (x, y), (xx, xy, yy) = plane.means.reshape(-1, 2)[which].T, plane.covariances.reshape(-1, 3)[which].T
@@ -112,9 +112,9 @@ def _within(count: Tensor, owner: Tensor) -> Tensor:
 
 def _bands(rows: _Rows, lines: int, max_pairs: int) -> list[tuple[int, int]]:
     """Intervals of image rows, together all of them."""
-    if int(rows.count.sum()) <= max_pairs:
+    if int(rows.length.sum()) <= max_pairs:
         return [(0, lines)]
-    pairs = torch.zeros(lines, dtype=torch.long, device=rows.count.device).index_add_(0, rows.line, rows.count).tolist()
+    pairs = torch.zeros(lines, dtype=torch.long, device=rows.length.device).index_add_(0, rows.line, rows.length).tolist()
     bands, start, held = [], 0, 0
     for line, more in enumerate(pairs):
         if held and held + more > max_pairs:

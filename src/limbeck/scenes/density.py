@@ -80,7 +80,11 @@ def densify(
 
 @torch.no_grad()
 def prune(
-    splats: Splats, least_opacity: float = 0.005, largest_scale: float = math.inf, drop: Tensor | None = None, step: int | None = None
+    splats: Splats,
+    least_opacity: float = 0.005,
+    largest_scale: float = math.inf,
+    drop: Tensor | None = None,
+    step: int | None = None,
 ) -> Edit:
     """Without the splats whose opacity is below or whose longest axis is above a bound, and those that ``drop`` (N,) marks
     (too big on the screen, say). Raises LimbeckError where none would be left; ``step`` is for its message.

@@ -120,7 +120,9 @@ def project(
     )
 
 
-def _rendered(rgb: Tensor, opacity: Tensor, depth: Tensor, means: Tensor, visible: Tensor, background: Tensor | float) -> Rendered:
+def _rendered(
+    rgb: Tensor, opacity: Tensor, depth: Tensor, means: Tensor, visible: Tensor, background: Tensor | float
+) -> Rendered:
     B, _, H, W = rgb.shape
     behind = torch.as_tensor(background, dtype=rgb.dtype, device=rgb.device)
     if behind.shape not in ((), (3,), (B, 3), (B, 3, H, W)):
@@ -140,7 +142,9 @@ def _chosen(backend: str, splats: Splats) -> str:
         if find_spec("gsplat") is None:
             raise LimbeckError("""backend="gsplat" needs gsplat: pip install 'limbeck[scenes]', or choose backend="torch\"""")
         if not splats.means.is_cuda:
-            raise LimbeckError(f'gsplat works on CUDA alone, but the splats are on {splats.means.device}: choose backend="torch"')
+            raise LimbeckError(
+                f'gsplat works on CUDA alone, but the splats are on {splats.means.device}: choose backend="torch"'
+            )
     return backend
 
 

@@ -57,9 +57,7 @@ def perp_neg(azimuth: Tensor) -> PerpNeg:
     ahead = away < 90
     r = torch.where(ahead, 1 - away / 90, 2 - away / 90)
     zero = torch.zeros_like(r)
-    positive = torch.where(
-        ahead[:, None], torch.stack([1 - r, r, zero, zero], 1), torch.stack([r, zero, 1 - r, zero], 1)
-    )
+    positive = torch.where(ahead[:, None], torch.stack([1 - r, r, zero, zero], 1), torch.stack([r, zero, 1 - r, zero], 1))
     negative = torch.where(
         ahead[:, None],
         torch.stack([_decay(1 - r, 4.0, -2.426), _decay(r, 4.0, -2.426), zero, zero], 1),
