@@ -126,7 +126,7 @@ def numbers(B, seed=0):
 def test_elevations_are_uniform_in_degrees_or_in_area():
     B = 4000
     ends = torch.deg2rad(torch.tensor([-10.0, 45.0], dtype=torch.float64))
-    for share, value in ((0.0, lambda e: (e + 10) / 55), (1.0, lambda e: (torch.deg2rad(e).sin() - ends[0].sin()))):
+    for share, value in ((0.0, lambda e: (e + 10) / 55), (1.0, lambda e: torch.deg2rad(e).sin() - ends[0].sin())):
         law = CameraLaw(on_sphere=share)
         x = value(angles(law(numbers(B), 8, 8).position)[1]).sort().values
         x = x if share == 0 else x / (ends[1].sin() - ends[0].sin())
@@ -198,9 +198,15 @@ def rigid(change):
         (lambda: orbit(0.0).parallel_rays(0.0), "extent=0: the height of an orthographic image must be positive"),
         (lambda: look_at(torch.ones(1, 3), torch.ones(1, 3), torch.eye(3)[2:]), "a camera stands at its own target"),
         (lambda: look_at(torch.eye(3)[2:], torch.zeros(1, 3), torch.eye(3)[2:]), r"camera 0 looks along its up vector"),
-        (lambda: Cameras(turntable(2).c2w, torch.ones(2), torch.ones(2, 2), 4, 4), r"focal \(2,\) and centre \(2, 2\) do not fit"),
+        (
+            lambda: Cameras(turntable(2).c2w, torch.ones(2), torch.ones(2, 2), 4, 4),
+            r"focal \(2,\) and centre \(2, 2\) do not fit",
+        ),
         (lambda: Cameras(turntable(1).c2w, torch.zeros(1, 2), torch.ones(1, 2), 4, 4), "a focal length must be positive"),
-        (lambda: CameraLaw(elevation=(30.0, 10.0)), r"elevation=\(30, 10\): give \(low, high\) with low <= high, in \[-90, 90\]"),
+        (
+            lambda: CameraLaw(elevation=(30.0, 10.0)),
+            r"elevation=\(30, 10\): give \(low, high\) with low <= high, in \[-90, 90\]",
+        ),
         (lambda: CameraLaw(distance=(0.0, 1.0)), "must be above 0"),
         (lambda: CameraLaw(on_sphere=1.5), r"on_sphere=1.5 is a share in \[0, 1\]"),
         (lambda: CameraLaw(group=4)(numbers(6), 8, 8), r"shape \(6, 14\): a law takes \(B, 14\), B a positive multiple of 4"),

@@ -40,7 +40,7 @@ def save_splats(path: Path | str, splats: Splats) -> None:
         splats.log_scales,
         splats.quaternions,
     ]
-    table = torch.cat(columns, 1).detach().cpu().numpy().astype("<f4")
+    table = torch.cat(columns, 1).detach().cpu().float().numpy().astype("<f4", copy=False)
     if not np.isfinite(table).all():
         raise LimbeckError(f"{path}: some numbers are beyond float32, which is what the file holds")
     names = ["x", "y", "z", "nx", "ny", "nz", *_names("f_dc", 3), *_names("f_rest", 3 * (K - 1)), "opacity"]

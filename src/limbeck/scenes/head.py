@@ -116,9 +116,7 @@ def _meet(origins: Tensor, directions: Tensor, centre: Colour, radii: Colour) ->
 def _skull(head: Head, point: Tensor) -> Tensor:
     """The skull's paint at points of the unit sphere (..., 3)."""
     x, z = point[..., :1], point[..., 2:]
-    colour = torch.where(
-        x > 0.6 * (z - 0.4).clamp(min=0) - 0.15, point.new_tensor(head.skin), point.new_tensor(head.hair)
-    )
+    colour = torch.where(x > 0.6 * (z - 0.4).clamp(min=0) - 0.15, point.new_tensor(head.skin), point.new_tensor(head.hair))
     for side in (-1, 1):
         off = _angle(point, side * EYE[0], EYE[1])
         colour = torch.where(off < 13, point.new_tensor((1.0, 1.0, 1.0)), colour)

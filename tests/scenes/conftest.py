@@ -1,12 +1,13 @@
 """Every Gaussian at every pixel: the splat renderer's equations as plainly as they can be written, and scenes to try them on."""
 
+import pytest
 import torch
 
 from limbeck.scenes import Splats, orbit
 from limbeck.scenes.splats import rotations
 
 
-def render_dense(splats, cameras, background=0.0, near=0.01):
+def _render_dense(splats, cameras, background=0.0, near=0.01):
     """(rgb (B, 3, H, W), opacity (B, H, W), depth (B, H, W)) in the dtype of the splats, colours without harmonics."""
     M = rotations(splats.quaternions) @ torch.diag_embed(splats.log_scales.exp())
     sigma = M @ M.mT
@@ -28,8 +29,9 @@ def render_dense(splats, cameras, background=0.0, near=0.01):
         J = torch.stack([torch.stack([fx / z, zero, -fx * u / z], -1), torch.stack([zero, fy / z, -fy * v / z], -1)], 1)
         S = J @ S @ J.mT + 0.3 * torch.eye(2).to(S)
         mean = torch.stack([fx * m[:, 0] / z + cx, fy * m[:, 1] / z + cy], 1)
-        d = pixels - mean[:, None]
-        q = torch.einsum("npi,nij,npj->np", d, torch.linalg.inv(S), d)
+        dx, dy = (pixels - mean[:, None]).unbind(-1)
+        (a, b), (_, e) = torch.linalg.inv(S).permute(1, 2, 0)[..., None]
+        q = a * dx * dx + 2 * b * dx * dy + e * dy * dy
         alpha = (o[:, None] * torch.exp(-q / 2)).clamp(max=0.99)
         alpha = torch.where(alpha >= 1 / 255, alpha, 0)
         T = torch.cat([torch.ones_like(alpha[:1]), torch.cumprod(1 - alpha, 0)])
@@ -40,7 +42,7 @@ def render_dense(splats, cameras, background=0.0, near=0.01):
     return picture[:, :3], picture[:, 3], picture[:, 4]
 
 
-def cloud(N=60, seed=0, degree=0, size=0.12, spread=0.8, dtype=torch.float64):
+def _cloud(N=60, seed=0, degree=0, size=0.12, spread=0.8, dtype=torch.float64):
     """Random anisotropic splats about the origin, some of them too faint or too opaque to be seen as they are."""
     g = torch.Generator().manual_seed(seed)
     normal = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
@@ -54,6 +56,21 @@ def cloud(N=60, seed=0, degree=0, size=0.12, spread=0.8, dtype=torch.float64):
     return Splats(*(x.to(dtype) for x in splats))
 
 
-def three_cameras(size=24, dtype=torch.float64, **options):
+def _three_cameras(size=24, dtype=torch.float64, **options):
     azimuth = torch.tensor([10.0, 130.0, -100.0], dtype=dtype)
     return orbit(azimuth, 15.0, 2.0, 50.0, width=size + 5, height=size, **options)
+
+
+@pytest.fixture(scope="session")
+def render_dense():
+    return _render_dense
+
+
+@pytest.fixture(scope="session")
+def cloud():
+    return _cloud
+
+
+@pytest.fixture(scope="session")
+def three_cameras():
+    return _three_cameras
