@@ -12,7 +12,7 @@ def _render_dense(splats, cameras, background=0.0, near=0.01):
     M = rotations(splats.quaternions) @ torch.diag_embed(splats.log_scales.exp())
     sigma = M @ M.mT
     opacity = torch.sigmoid(splats.logits)
-    colour = (0.28209479177387814 * splats.harmonics[:, 0] + 0.5).clamp(min=0)
+    colour = (0.28209479177387814 * splats.sh0[:, 0] + 0.5).clamp(min=0)
     H, W = cameras.height, cameras.width
     y, x = torch.meshgrid(torch.arange(H) + 0.5, torch.arange(W) + 0.5, indexing="ij")
     pixels = torch.stack([x, y], -1).reshape(-1, 2).to(splats.means)
@@ -51,7 +51,8 @@ def _cloud(N=60, seed=0, degree=0, size=0.12, spread=0.8, dtype=torch.float64):
         torch.log(torch.tensor(size)) + 0.5 * normal(N, 3),
         normal(N, 4),
         3 * normal(N),
-        normal(N, (degree + 1) ** 2, 3),
+        normal(N, 1, 3),
+        normal(N, (degree + 1) ** 2 - 1, 3),
     )
     return Splats(*(x.to(dtype) for x in splats))
 

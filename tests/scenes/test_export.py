@@ -39,7 +39,8 @@ def test_the_bytes_of_a_splat_by_hand(tmp_path):
         torch.tensor([[4.0, 5, 6]]),
         torch.tensor([[7.0, 8, 9, 10]]),
         torch.tensor([11.0]),
-        torch.tensor([[[20.0, 30, 40], [21, 31, 41], [22, 32, 42], [23, 33, 43]]]),  # coefficients of red, green, blue
+        torch.tensor([[[20.0, 30, 40]]]),
+        torch.tensor([[[21.0, 31, 41], [22, 32, 42], [23, 33, 43]]]),  # coefficients of red, green, blue
     )
     save_splats(tmp_path / "one.ply", one)
     head, _, body = (tmp_path / "one.ply").read_bytes().partition(b"end_header\n")
@@ -87,7 +88,11 @@ def test_other_writers(tmp_path):
     write(tmp_path / "no_normals.ply", NAMES, ROWS)
     plain = load_splats(tmp_path / "no_normals.ply")
     assert plain.means.tolist() == [[0, 1, 2], [10, 11, 12], [20, 21, 22]] and plain.logits.tolist() == [6, 16, 26]
-    assert plain.harmonics.shape == (3, 1, 3) and plain.quaternions[0].tolist() == [10, 11, 12, 13]
+    assert (
+        plain.sh0.tolist()[0] == [[3, 4, 5]]
+        and plain.shN.shape == (3, 0, 3)
+        and plain.quaternions[0].tolist() == [10, 11, 12, 13]
+    )
     # another order, further properties and types, a second element
     types = ["uchar", *["double"] * 14]
     write(tmp_path / "mixed.ply", ["label", *NAMES[::-1]], [[7, *row[::-1]] for row in ROWS], types=types, after=b"\0")

@@ -66,7 +66,7 @@ def stand_in(means, quats, scales, opacities, colors, viewmats, Ks, width, heigh
     c2w = from_convention(viewmats, "colmap")
     check_rigid(c2w)
     cameras = Cameras(c2w, torch.stack([Ks[:, 0, 0], Ks[:, 1, 1]], 1), Ks[:, :2, 2], width, height)
-    splats = Splats(means, scales.log(), quats, torch.logit(opacities), colors)
+    splats = Splats(means, scales.log(), quats, torch.logit(opacities), colors[:, :1], colors[:, 1:])
     p = render(splats, cameras, 0.0, sh_degree, near_plane, rasterize_mode == "antialiased", backend="torch")
     drawn = torch.cat([p.rgb, p.depth], 1).movedim(1, -1)
     return drawn, p.opacity.movedim(1, -1), {"means2d": p.means, "radii": p.visible[..., None].int().expand(-1, -1, 2)}

@@ -82,7 +82,7 @@ def test_the_ball_is_filled_evenly():
 
 def test_colours_are_cut_at_black_and_fewer_harmonics_may_be_active():
     splats = splats_from_points(torch.rand(40, 3, generator=G, dtype=torch.float64), 0.5, degree=3)
-    splats = splats._replace(harmonics=torch.randn(40, 16, 3, generator=G, dtype=torch.float64))
+    splats = splats._replace(sh0=torch.randn(40, 1, 3, generator=G).double(), shN=torch.randn(40, 15, 3, generator=G).double())
     raw = torch.einsum("nk,nkc->nc", real_harmonics(DIRECTIONS, 3)[:, :9], splats.harmonics[:, :9]) + 0.5
     torch.testing.assert_close(colours(splats, DIRECTIONS, 2), raw.clamp(min=0), rtol=0, atol=1e-12)
     assert float(raw.min()) < 0
@@ -104,7 +104,7 @@ def broken(name, index, value):
         (lambda: check_splats(broken("log_scales", (1, 0), math.inf)), "splat 1 has log_scales that are not finite"),
         (lambda: check_splats(broken("quaternions", 3, 0.0)), "splat 3 has a quaternion of length 0"),
         (lambda: check_splats(GOOD._replace(logits=torch.zeros(3))), r"splats do not fit: .*logits \(3,\).* expected \(N, 3\)"),
-        (lambda: check_splats(GOOD._replace(harmonics=torch.zeros(4, 5, 3))), "5 spherical-harmonic coefficients per channel"),
+        (lambda: check_splats(GOOD._replace(shN=torch.zeros(4, 4, 3))), "5 spherical-harmonic coefficients per channel"),
         (lambda: sh_basis(DIRECTIONS, 4), "spherical harmonics of degree 4: splats have 0 to 3"),
         (
             lambda: colours(GOOD, DIRECTIONS[:4].float(), 1),

@@ -30,12 +30,12 @@ def save_splats(path: Path | str, splats: Splats) -> None:
     Opacities are logits, scales logarithms, quaternions wxyz as they are. Raises LimbeckError for numbers that are not finite.
     """
     check_splats(splats)
-    N, K = splats.harmonics.shape[:2]
+    N, more = splats.shN.shape[:2]
     columns = [
         splats.means,
         torch.zeros_like(splats.means),
-        splats.harmonics[:, 0],
-        splats.harmonics[:, 1:].mT.reshape(N, -1),
+        splats.sh0[:, 0],
+        splats.shN.mT.reshape(N, 3 * more),
         splats.logits[:, None],
         splats.log_scales,
         splats.quaternions,
@@ -43,7 +43,7 @@ def save_splats(path: Path | str, splats: Splats) -> None:
     table = torch.cat(columns, 1).detach().cpu().float().numpy().astype("<f4", copy=False)
     if not np.isfinite(table).all():
         raise LimbeckError(f"{path}: some numbers are beyond float32, which is what the file holds")
-    names = ["x", "y", "z", "nx", "ny", "nz", *_names("f_dc", 3), *_names("f_rest", 3 * (K - 1)), "opacity"]
+    names = ["x", "y", "z", "nx", "ny", "nz", *_names("f_dc", 3), *_names("f_rest", 3 * more), "opacity"]
     names += [*_names("scale", 3), *_names("rot", 4)]
     lines = [
         "ply",
@@ -80,12 +80,9 @@ def load_splats(path: Path | str) -> Splats:
     def read(*names: str) -> Tensor:
         return torch.from_numpy(np.stack([table[name] for name in names], 1).astype(np.float32))
 
-    harmonics = read(*_names("f_dc", 3))[:, None]
-    if rest:
-        harmonics = torch.cat([harmonics, read(*_names("f_rest", rest)).reshape(-1, 3, rest // 3).mT], 1)
-    splats = Splats(
-        read("x", "y", "z"), read(*_names("scale", 3)), read(*_names("rot", 4)), read("opacity")[:, 0], harmonics.contiguous()
-    )
+    sh0 = read(*_names("f_dc", 3))[:, None]
+    shN = read(*_names("f_rest", rest)).reshape(-1, 3, rest // 3).mT.contiguous() if rest else torch.zeros(len(table), 0, 3)
+    splats = Splats(read("x", "y", "z"), read(*_names("scale", 3)), read(*_names("rot", 4)), read("opacity")[:, 0], sh0, shN)
     try:
         check_splats(splats)
     except LimbeckError as error:

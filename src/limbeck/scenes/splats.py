@@ -1,6 +1,6 @@
 """Gaussian splats: what one is, where a set of them begins, its covariances and colours.
 
-A set of N is a tuple of five tensors, so that a trainer may hold them as parameters (``Splats(**parameters)``). What
+A set of N is a tuple of six tensors, so that a trainer may hold them as parameters (``Splats(**parameters)``). What
 changes their number is in :mod:`limbeck.scenes.density`, pictures of them in :mod:`limbeck.scenes.splatting`.
 """
 
@@ -17,35 +17,44 @@ from limbeck.scenes.harmonics import C0, MAX_DEGREE, degree_of, sh_basis
 NEIGHBOURS = 3  # how far a new Gaussian reaches: the mean distance to that many others
 _ROWS = 2048  # points whose distances to all others are in memory at once
 
+# Of Adam with eps 1e-15 in the paper's code; those of the means times the scene's radius, falling exponentially to a hundredth
+LEARNING_RATES = {"means": 1.6e-4, "log_scales": 5e-3, "quaternions": 1e-3, "logits": 5e-2, "sh0": 2.5e-3, "shN": 1.25e-4}
+
 
 class Splats(NamedTuple):
     """N Gaussians, unconstrained, all of one floating dtype (arXiv 2308.04079).
 
     ``means`` (N, 3) in world units; ``log_scales`` (N, 3), the natural logarithms of the axes' standard deviations;
-    ``quaternions`` (N, 4), wxyz of any length but 0; ``logits`` (N,) of the opacities; ``harmonics`` (N, K, 3), K = 1, 4, 9 or 16
-    coefficients of colour minus 0.5 (0 black, 1 white).
+    ``quaternions`` (N, 4), wxyz of any length but 0; ``logits`` (N,) of the opacities; ``sh0`` (N, 1, 3) and ``shN`` (N, K - 1,
+    3), K = 1, 4, 9 or 16 coefficients of colour minus 0.5 (0 black, 1 white), apart because they learn at different rates.
     """
 
     means: Tensor
     log_scales: Tensor
     quaternions: Tensor
     logits: Tensor
-    harmonics: Tensor
+    sh0: Tensor
+    shN: Tensor
+
+    @property
+    def harmonics(self) -> Tensor:
+        """All K coefficients, (N, K, 3)."""
+        return torch.cat([self.sh0, self.shN], 1)
 
     @property
     def degree(self) -> int:
         """Of the harmonics, 0 to 3."""
-        return degree_of(self.harmonics.shape[1])
+        return degree_of(1 + self.shN.shape[1])
 
 
 def check_splats(splats: Splats) -> None:
     """Raise LimbeckError for shapes that do not fit, numbers that are not finite, and quaternions of length 0."""
     N = len(splats.means)
     shapes = [tuple(x.shape) for x in splats]
-    K = splats.harmonics.shape[1] if splats.harmonics.ndim == 3 else 0
-    if shapes != [(N, 3), (N, 3), (N, 4), (N,), (N, K, 3)]:
+    K = 1 + splats.shN.shape[1] if splats.shN.ndim == 3 else 0
+    if shapes != [(N, 3), (N, 3), (N, 4), (N,), (N, 1, 3), (N, K - 1, 3)]:
         named = ", ".join(f"{name} {shape}" for name, shape in zip(Splats._fields, shapes, strict=True))
-        raise LimbeckError(f"splats do not fit: {named}; expected (N, 3), (N, 3), (N, 4), (N,) and (N, K, 3)")
+        raise LimbeckError(f"splats do not fit: {named}; expected (N, 3), (N, 3), (N, 4), (N,), (N, 1, 3), (N, K - 1, 3)")
     degree_of(K)
     for name, x in zip(Splats._fields, splats, strict=True):
         if not bool(x.isfinite().all()):
@@ -101,14 +110,14 @@ def splats_from_points(
     if not 0 <= degree <= MAX_DEGREE:
         raise LimbeckError(f"degree={degree}: splats have harmonics of degree 0 to {MAX_DEGREE}")
     scale = nearest_distances(points).clamp(min=least_scale)
-    harmonics = points.new_zeros(N, (degree + 1) ** 2, 3)
-    harmonics[:, 0] = (torch.as_tensor(colour).to(points) - 0.5) / C0
+    sh0 = ((torch.as_tensor(colour).to(points) - 0.5) / C0).expand(N, 3)
     return Splats(
         means=points.clone(),
         log_scales=scale.log()[:, None].repeat(1, 3),
         quaternions=points.new_tensor([1.0, 0.0, 0.0, 0.0]).repeat(N, 1),
         logits=points.new_full((N,), math.log(opacity / (1 - opacity))),
-        harmonics=harmonics,
+        sh0=sh0[:, None].clone(),
+        shN=points.new_zeros(N, (degree + 1) ** 2 - 1, 3),
     )
 
 

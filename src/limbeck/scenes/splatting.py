@@ -62,7 +62,7 @@ def render(
 
     ``background``: a number, (3,), (B, 3) or (B, 3, H, W); ``degree`` of the active harmonics (default: all); ``near``: splats closer
     to the camera's plane are left out; ``antialiased``: opacities shrink as the low-pass widens a splat (Mip-Splatting);
-    ``max_pairs`` bounds the memory of the torch backend. ``backend``: "torch" works everywhere in float64, "gsplat" needs CUDA;
+    ``max_pairs`` bounds the memory of the torch backend. ``backend``: "torch" works in float64 on CPU and CUDA, "gsplat" on CUDA;
     "auto" takes gsplat for CUDA tensors where it is installed. Raises LimbeckError for degenerate splats (see
     :func:`limbeck.scenes.splats.check_splats`) and backends that cannot work.
     """
@@ -151,7 +151,7 @@ def _chosen(backend: str, splats: Splats) -> str:
 def _by_gsplat(
     splats: Splats, cameras: Cameras, background: Tensor | float, degree: int, near: float, antialiased: bool
 ) -> Rendered:
-    """gsplat's rasterization of the same splats in float32; it stops at a transmittance of 1e-4."""
+    """gsplat's rasterization of the same splats in float32; it stops at a transmittance of 1e-4 and lets alpha reach 0.999."""
     import gsplat
 
     device = splats.means.device
