@@ -90,12 +90,15 @@ def test_the_optimizer_follows_and_goes_on(cloud, three_cameras):
     before = {name: {k: v.clone() for k, v in optimizer.state[p].items()} for name, p in parameters.items()}
     gradient = torch.tensor([2.0, 0, 0, 2.0, 0, 0, 0, 0])
     edit = densify(Splats(**{n: p.detach() for n, p in parameters.items()}), gradient, torch.zeros(8, 2, 3), 10.0, 1.0)
-    held = dict(parameters)
-    apply_edit(edit, parameters, optimizer)
+    old, graph = parameters, render(Splats(**parameters), cameras)  # a graph through the old ones is in nobody's way
+    parameters = apply_edit(edit, old, optimizer)
+    assert graph.rgb.requires_grad and not any(p in optimizer.state for p in old.values())
     N = len(edit.source)
     assert N > 8
     for name, p in parameters.items():
-        assert p is held[name] and p.grad is None and torch.equal(p.detach(), getattr(edit.splats, name))
+        assert any(p is q for group in optimizer.param_groups for q in group["params"]) and torch.equal(
+            p.detach(), getattr(edit.splats, name)
+        )
         for key in ("exp_avg", "exp_avg_sq"):
             state = optimizer.state[p][key]
             assert torch.equal(state[edit.kept], before[name][key][edit.source[edit.kept]])
@@ -115,7 +118,7 @@ def test_pruned_training_is_that_of_the_rest_alone(cloud, three_cameras):
     for parameters, steps in ((with_all, optimizer), (rest, other)):
         descend(parameters, steps, cameras)
     now = Splats(**{n: p.detach() for n, p in with_all.items()})
-    apply_edit(prune(now, 0.0, drop=torch.arange(8) >= 5), with_all, optimizer)
+    with_all = apply_edit(prune(now, 0.0, drop=torch.arange(8) >= 5), with_all, optimizer)
     for _ in range(2):
         descend(with_all, optimizer, cameras)
         descend(rest, other, cameras)

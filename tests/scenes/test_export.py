@@ -125,6 +125,7 @@ def test_other_writers(tmp_path):
             ),
             "property a is a list",
         ),
+        (lambda p: write(p, ["x", *NAMES], [[0.0, *r] for r in ROWS]), "has a damaged header"),
         (lambda p: None, "cannot be read"),
     ],
 )

@@ -123,15 +123,20 @@ def reindexed(state: Mapping[str, Value], edit: Edit, N: int) -> dict[str, Value
     return {name: follow(x) for name, x in state.items()}
 
 
-def apply_edit(edit: Edit, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    """Give the parameters of ``Splats``' names the edited values in place, with their state in the optimizer.
+def apply_edit(
+    edit: Edit, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, torch.nn.Parameter]:
+    """New parameters with the edited values, which take the old ones' place in the optimizer with what is left of their state.
 
-    The parameters stay the same objects, so that whoever holds them needs no word of it; their gradients are dropped.
+    ``parameters`` by the names of ``Splats``. They are new objects, because autograd remembers a parameter's shape as long as a
+    graph through it lives: whoever holds the old ones needs these.
     """
+    edited = {}
     for name, value in edit.splats._asdict().items():
-        parameter = parameters[name]
-        state, N = optimizer.state.get(parameter), len(parameter)
-        if state:
-            optimizer.state[parameter] = reindexed(state, edit, N)
-        parameter.grad = None
-        parameter.data = value.detach().clone()
+        old, new = parameters[name], torch.nn.Parameter(value.detach().clone())
+        for group in optimizer.param_groups:
+            group["params"] = [new if p is old else p for p in group["params"]]
+        if old in optimizer.state:
+            optimizer.state[new] = reindexed(optimizer.state.pop(old), edit, len(old))
+        edited[name] = new
+    return edited

@@ -104,8 +104,21 @@ def _vertices(path: Path) -> np.ndarray:
     lines = [line.split() for line in head.decode("latin-1").splitlines()]
     if not mark or lines[0] != ["ply"] or ["format", "binary_little_endian", "1.0"] not in lines:
         raise LimbeckError(f"{path} is no PLY in binary_little_endian 1.0, which is the format of splats")
+    try:
+        count, dtype = _layout(path, lines[1:])
+    except (ValueError, IndexError) as error:
+        raise LimbeckError(f"{path} has a damaged header ({error}): write it again") from error
+    if len(body) < count * dtype.itemsize:
+        raise LimbeckError(
+            f"{path} is cut short: {count} vertices take {count * dtype.itemsize} bytes, and {len(body)} follow its header"
+        )
+    return np.frombuffer(body, dtype, count)
+
+
+def _layout(path: Path, lines: list[list[str]]) -> tuple[int, np.dtype]:
+    """How many vertices a header announces, and of what."""
     count, fields, element = 0, [], ""
-    for words in lines[1:]:
+    for words in lines:
         if words[:1] == ["element"]:
             if element == "" and words[1] != "vertex":
                 raise LimbeckError(f"{path} begins with the element {words[1]!r}: splats are a PLY's first element, vertex")
@@ -115,12 +128,7 @@ def _vertices(path: Path) -> np.ndarray:
             if words[1] not in _TYPES:
                 raise LimbeckError(f"{path}: property {words[-1]} is a {words[1]}, but splats have numbers alone")
             fields.append((words[2], _TYPES[words[1]]))
-    dtype = np.dtype(fields)
-    if len(body) < count * dtype.itemsize:
-        raise LimbeckError(
-            f"{path} is cut short: {count} vertices take {count * dtype.itemsize} bytes, and {len(body)} follow its header"
-        )
-    return np.frombuffer(body, dtype, count)
+    return count, np.dtype(fields)
 
 
 def save_cameras(path: Path | str, cameras: Cameras, files: Sequence[str] | None = None) -> None:
