@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 LEAST = 1 / 255
 MOST = 0.99
-MAX_PAIRS = 2**20  # worked on at once; about 100 bytes each
+MAX_PAIRS = 2**20  # worked on at once; about 250 bytes each
 
 
 class Plane(NamedTuple):
@@ -51,7 +50,7 @@ def composite(plane: Plane, width: int, height: int, max_pairs: int = MAX_PAIRS)
     """(sums of T alpha f (B, F, H, W), which Gaussians reach a pixel (B, N)); the last of the F + 1 sums is that of T alpha.
 
     Gaussians of equal depth keep their order. Images are cut into bands of rows that hold at most ``max_pairs`` pairs (one row
-    at least); where there are several, each is painted again in the backward pass instead of being remembered.
+    at least); where there are several, each is listed again in the backward pass instead of being remembered.
     """
     B, N, F = plane.features.shape
     rows = _rows(plane, width, height)
@@ -66,11 +65,8 @@ def composite(plane: Plane, width: int, height: int, max_pairs: int = MAX_PAIRS)
             inside = ((rows.line >= start) & (rows.line < end)).nonzero()[:, 0]
             part = _Rows(rows.curve[:, inside], *(x[inside] for x in rows[1:]))
         first = (part.line - start) * width + part.first
-        arguments = (part.curve, features, part.gaussian, first, part.length, width, (end - start) * width)
-        if len(bands) > 1 and torch.is_grad_enabled():
-            parts.append(checkpoint(_Paint.apply, *arguments, use_reentrant=False, preserve_rng_state=False))
-        else:
-            parts.append(_Paint.apply(*arguments))
+        pixels = (end - start) * width
+        parts.append(_Paint.apply(part.curve, features, part.gaussian, first, part.length, width, pixels, len(bands) == 1))
     image = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
     return image.reshape(F + 1, B, height, width).transpose(0, 1), seen.reshape(B, N)
 
@@ -124,58 +120,83 @@ def _bands(rows: _Rows, lines: int, max_pairs: int) -> list[tuple[int, int]]:
     return [*bands, (start, lines)]
 
 
-class _Paint(torch.autograd.Function):
-    """(F + 1, pixels): sums of T alpha f and of T alpha.
+class _Pairs(NamedTuple):
+    """P pairs sorted by pixel, then by depth: interval of pixels, Gaussian, pixel; x - c, alpha and T of each (P,); where each
+    pixel's pairs end (pixels,).
+    """
 
-    Backward, with g the gradient of a pixel along f: dalpha_i = T_i g_i - (sum of T_j alpha_j g_j behind i) / (1 - alpha_i).
+    row: Tensor
+    gaussian: Tensor
+    pixel: Tensor
+    dx: Tensor
+    alpha: Tensor
+    T: Tensor
+    ends: Tensor
+
+
+def _pairs(curve: Tensor, gaussian: Tensor, first: Tensor, length: Tensor, width: int, pixels: int) -> _Pairs:
+    row = torch.repeat_interleave(length)
+    pixel, order = (first[row] + _within(length, row)).int().sort(stable=True)
+    row = row[order]
+    p, c, a = (x.index_select(0, row) for x in curve)
+    dx = pixel % width + 0.5 - c
+    alpha = torch.exp(p - (a * dx).square()).clamp(max=MOST)
+    light = torch.log1p(-alpha)
+    through = light.cumsum(0) - light  # over all pixels so far: what each begins with is taken off
+    per_pixel = torch.bincount(pixel, minlength=pixels)
+    ends, used = per_pixel.cumsum(0), per_pixel > 0
+    begin = light.new_zeros(pixels)
+    begin[used] = through[(ends - per_pixel)[used]]
+    T = torch.exp(through - begin.index_select(0, pixel))
+    return _Pairs(row, gaussian.index_select(0, row), pixel, dx, alpha, T, ends)
+
+
+class _Paint(torch.autograd.Function):
+    """(F + 1, pixels): sums of T alpha f and of T alpha. The pairs are remembered, or listed again in the backward pass.
+
+    There, with g the gradient of a pixel along f: dalpha_i = T_i g_i - (sum of T_j alpha_j g_j behind i) / (1 - alpha_i).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, curve: Tensor, features: Tensor, gaussian: Tensor, first: Tensor, count: Tensor, width: int, pixels: int
+        ctx: Any,
+        curve: Tensor,
+        features: Tensor,
+        gaussian: Tensor,
+        first: Tensor,
+        length: Tensor,
+        width: int,
+        pixels: int,
+        remember: bool,
     ) -> Tensor:
-        row = torch.repeat_interleave(count)
-        pixel, order = (first[row] + _within(count, row)).int().sort(stable=True)
-        row = row[order]
-        p, c, a = (x.index_select(0, row) for x in curve)
-        dx = pixel % width + 0.5 - c
-        alpha = torch.exp(p - (a * dx).square()).clamp(max=MOST)
-        per_pixel = torch.bincount(pixel, minlength=pixels)
-        light = torch.log1p(-alpha)
-        through = light.cumsum(0) - light  # of all pixels so far; the segments' own begin below
-        ends = per_pixel.cumsum(0)
-        nonzero = per_pixel > 0
-        begin = torch.zeros(pixels, dtype=light.dtype, device=light.device)
-        begin[nonzero] = through[(ends - per_pixel)[nonzero]]
-        T = torch.exp(through - begin.index_select(0, pixel))
-        weight = T * alpha
-        g = gaussian.index_select(0, row)
+        pairs = _pairs(curve, gaussian, first, length, width, pixels)
+        weight = pairs.T * pairs.alpha
         out = weight.new_zeros(len(features) + 1, pixels)
-        for channel, f in zip(out, features, strict=False):
-            channel.index_add_(0, pixel, weight * f.index_select(0, g))
-        out[-1].index_add_(0, pixel, weight)
-        ctx.save_for_backward(curve, features, row, g, pixel, dx, alpha, T, ends)
+        for total, f in zip(out, features, strict=False):
+            total.index_add_(0, pairs.pixel, weight * f.index_select(0, pairs.gaussian))
+        out[-1].index_add_(0, pairs.pixel, weight)
+        ctx.again = None if remember else (width, pixels)
+        ctx.save_for_backward(curve, features, *(pairs if remember else (gaussian, first, length)))
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        curve, features, row, g, pixel, dx, alpha, T, ends = ctx.saved_tensors
+        curve, features, *rest = ctx.saved_tensors
+        row, gaussian, pixel, dx, alpha, T, ends = rest if ctx.again is None else _pairs(curve, *rest, *ctx.again)
         weight = T * alpha
         along = gradient[-1].index_select(0, pixel)
         d_features = torch.zeros_like(features)
-        for d_f, f, d in zip(d_features, features, gradient, strict=False):
-            d = d.index_select(0, pixel)
-            along += d * f.index_select(0, g)
-            d_f.index_add_(0, g, weight * d)
-        part = (weight * along).cumsum(0)
-        whole = torch.cat([part.new_zeros(1), part])[ends]  # up to the end of each pixel
-        d_alpha = T * along - (whole.index_select(0, pixel) - part) / (1 - alpha)
+        for total, f, g in zip(d_features, features, gradient, strict=False):
+            g = g.index_select(0, pixel)
+            along += g * f.index_select(0, gaussian)
+            total.index_add_(0, gaussian, weight * g)
+        so_far = (weight * along).cumsum(0)
+        whole = torch.cat([so_far.new_zeros(1), so_far])[ends]  # up to the end of each pixel
+        d_alpha = T * along - (whole.index_select(0, pixel) - so_far) / (1 - alpha)
         d_log = torch.where(alpha < MOST, d_alpha * alpha, 0.0)
-        a = curve[2].index_select(0, row)
-        d_c = 2 * d_log * a * a * dx
-        d_a = -2 * d_log * a * dx * dx
+        slope = 2 * d_log * curve[2].index_select(0, row) * dx
         d_curve = torch.zeros_like(curve)
-        for total, d in zip(d_curve, (d_log, d_c, d_a), strict=True):
+        for total, d in zip(d_curve, (d_log, slope * curve[2].index_select(0, row), -slope * dx), strict=True):
             total.index_add_(0, row, d)
-        return d_curve, d_features, None, None, None, None, None
+        return d_curve, d_features, None, None, None, None, None, None
