@@ -10,6 +10,7 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
+os.environ["LIMBECK_TRACK"] = "none"  # importing TensorBoard takes half a second, in every process that trains
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
@@ -32,3 +33,20 @@ def tiny_task():
         patch.syspath_prepend(Path(__file__).parent)
         patch.setitem(TASKS, "tiny", "tiny_task:tiny")
         yield "tiny"
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory):
+    """A function: the name of a tiny pipeline of tests/interop/tiny_pipelines.py -> its folder, written once."""
+    made: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        from interop.tiny_pipelines import saved
+
+        if name not in made:
+            made[name] = saved(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent)
+        yield folder

@@ -141,6 +141,7 @@ def test_a_velocity_network_is_refused_where_the_velocity_is_infinite():
         ("log_sigma", VE(), 80.0, 0.5, math.log(80) / 4),
         ("log_sigma", RectifiedFlow(), 0.5, 0.5, 0.0),
         ("log_sigma", RectifiedFlow(), 1.0, 0.5, math.log(1e5) / 4),
+        ("log_sigma_thousand", VE(), 80.0, 0.5, 250 * math.log(80)),
         ("sigma", RectifiedFlow(), 0.75, 0.5, 3.0),
         ("sigma", VE(), 7.0, 0.5, 7.0),
         ("angle", TrigFlow(), 0.4, 1.0, 0.4),
@@ -166,7 +167,7 @@ def test_each_prediction_has_its_papers_noise_input():
         prediction: Preconditioned(Oracle(None), VE(), prediction).noise_input for prediction in (*SCALINGS, "eps", "v")
     }
     assert defaults == {"edm": "log_sigma", "trigflow": "angle", "consistency": "log_sigma", "eps": "time", "v": "time"}
-    assert set(NOISE_INPUTS) == {"log_sigma", "sigma", "angle", "time", "thousand"}
+    assert set(NOISE_INPUTS) == {"log_sigma", "log_sigma_thousand", "sigma", "angle", "time", "thousand"}
 
 
 class Recording(nn.Module):

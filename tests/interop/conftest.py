@@ -177,3 +177,8 @@ def tiny() -> Callable[[str], Case]:
 def made_unet() -> Callable[..., nn.Module]:
     """A U-Net of two levels, with more arguments of yours."""
     return _unet
+
+
+@pytest.fixture
+def normal():
+    return lambda *shape, seed=0: torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -15,7 +15,8 @@ from limbeck.errors import LimbeckError
 from limbeck.networks import ResidualMLP, UNet
 from limbeck.noise import DDPM, VE, RectifiedFlow
 from limbeck.tasks import build_task, heun_sampler, own_task
-from limbeck.tasks.own import own_task_from_options, recorded, sampled_range
+from limbeck.tasks.catalogue import recorded
+from limbeck.tasks.own import sampled_range
 from limbeck.tasks.own_teacher import parsed_process, parsed_range
 from limbeck.tasks.trial import denoising_ratio
 
@@ -393,9 +394,9 @@ def test_declarations_are_parsed():
 
 
 def test_runs_of_objects_say_that_no_file_holds_them(folder):
-    plain = recorded("a.pt", folder, {"network": "m:N", "image_size": 8, "labels": None})
+    plain = recorded({"teacher": "a.pt", "data": folder, "network": "m:N", "image_size": 8, "labels": None})
     assert plain == {"teacher": "a.pt", "data": str(folder), "network": "m:N", "image_size": 8}
-    objects = recorded(Exact(DDPM()), IMAGES, {"prediction": "eps"})
+    objects = recorded({"teacher": Exact(DDPM()), "data": IMAGES, "prediction": "eps"})
     assert objects == {"python": "teacher Exact, data Tensor (40, 1, 4, 4), prediction eps"}
     with pytest.raises(LimbeckError, match=r"started from Python .*teacher Exact.* resume=True"):
-        own_task_from_options(**objects, device="cpu", dtype="float32", quiet=True)
+        build_task("own", objects)

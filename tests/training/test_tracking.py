@@ -1,6 +1,5 @@
 import json
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from limbeck.training.tracking import Tracker, read_metrics
 
 
 def tracker(folder, **options):
-    return Tracker(folder, **{"tensorboard": False} | options)
+    return Tracker(folder, **{"track": ()} | options)
 
 
 def test_figures_come_back_exactly(tmp_path):
@@ -109,25 +108,18 @@ def test_sinks_get_every_figure(tmp_path):
     assert seen == [(1, {"loss": 0.5}), (2, {"loss": math.inf})]
 
 
-def test_tensorboard_gets_every_figure(tmp_path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def test_a_sink_that_can_be_closed_is(tmp_path):
+    class Open:
+        closed = 0
 
-    with Tracker(tmp_path, tensorboard=True) as track:
-        for step in (1, 2, 3):
-            track.log(step, {"loss": step / 4})
-    with Tracker(tmp_path, resume_from=1) as track:  # TensorBoard is installed, so it is used
-        track.log(2, {"loss": 9.0})
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 0.25), (2, 9.0)]
+        def __call__(self, step, figures):
+            pass
 
+        def close(self):
+            self.closed += 1
 
-def test_tensorboard_that_is_not_installed(tmp_path, monkeypatch):
-    monkeypatch.setattr("limbeck.training.tracking.find_spec", lambda name: None)
-    with pytest.raises(LimbeckError, match=r"limbeck\[track\]"):
-        Tracker(tmp_path / "a", tensorboard=True)
-    assert not (tmp_path / "a").exists()
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # importing it would fail
-    with Tracker(tmp_path / "b") as track:
-        track.log(1, {"loss": 1.0})
-    assert not (tmp_path / "b" / "tensorboard").exists()
+    sink = Open()
+    with tracker(tmp_path, sinks=[sink]) as track:
+        track.log(1, {"loss": 0.5})
+        assert sink.closed == 0
+    assert sink.closed == 1

@@ -18,7 +18,7 @@ from limbeck.claims.page import markdown, shown, verdict
 from limbeck.errors import LimbeckError
 from limbeck.methods import METHODS, find
 
-CLAIMS = {name: f"limbeck.claims.generators.{name.replace('-', '_')}" for name, entry in METHODS.items() if entry.arxiv}
+CLAIMS = {n: f"limbeck.claims.{e.wing}.{n.replace('-', '_')}" for n, e in METHODS.items() if e.arxiv}
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
-"""The command line: limbeck methods | distill | sample | evaluate | reproduce | report."""
+"""The command line: limbeck methods | distill | plan | sample | evaluate | reproduce | report."""
 
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from limbeck.cli.catalogue import methods
 from limbeck.cli.distilling import distill, value_of
+from limbeck.cli.planning import plan
 from limbeck.cli.show import show
 from limbeck.errors import LimbeckError, unknown
 from limbeck.version import __version__
@@ -16,6 +18,7 @@ USAGE = f"""limbeck {__version__}: distil a slow teacher into a fast student
 
   limbeck methods [NAME] [--json]       the methods, or one in full
   limbeck distill [METHOD] [options]    distil (default: dmd on the digits); --help lists the options
+  limbeck plan [METHOD] [options]       how much memory that needs, before it begins; --memory 24GB: does it fit?
   limbeck sample RUN [options]          pictures from a run's student
   limbeck evaluate RUN                  judge a run's student and teacher again
   limbeck reproduce METHOD... [options] a method's own claims as an experiment on this computer
@@ -29,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = {
         "methods": methods,
         "distill": distill,
+        "plan": plan,
         "sample": sample,
         "evaluate": evaluate,
         "reproduce": reproduce,
@@ -90,7 +94,7 @@ def sample(arguments: list[str]) -> int:
     x = task.evaluator.sample(done.sampler(), given.count, given.seed)
     out = given.out or folder / "samples" / f"sample-{given.seed}.png"
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_grid(out, x, given.columns)
+    save_grid(out, task.evaluator.shown(x), given.columns)
     print(out)
     return 0
 
@@ -110,7 +114,8 @@ def evaluate(arguments: list[str]) -> int:
         "student": task.evaluator(done.sampler(), nfe),
         "noise_floor": task.evaluator.noise_floor(),
     }
-    show({"seconds": done.summary.get("seconds", float("nan")), **figures})
+    known: dict[str, Any] = {name: done.summary[name] for name in ("seconds", "reference") if name in done.summary}
+    show({"seconds": float("nan"), **known, **figures})
     return 0
 
 

@@ -1,14 +1,17 @@
 """limbeck distill: its options, which are those of all methods and those of one, and the run."""
 
 import sys
+import typing
 from dataclasses import dataclass, make_dataclass, replace
 from dataclasses import field as make_field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from limbeck.cli.catalogue import documented
 from limbeck.cli.show import show
 from limbeck.errors import LimbeckError
 from limbeck.methods import find, preset_of
+from limbeck.tasks.catalogue import chosen_task, module_of, recorded, task_options
 from limbeck.training.options import changed, merged_options, options_from_dict, options_to_dict
 
 
@@ -16,32 +19,8 @@ from limbeck.training.options import changed, merged_options, options_from_dict,
 class Shared:
     """What every distillation takes, whatever the method."""
 
-    task: str = "digits"
-    """digits, photos; with --teacher or --data: own."""
-    teacher: str | None = None
-    """Your own teacher: NAME.safetensors (+ .json), a .pt2 or .pt file, or MODULE:FUNCTION."""
-    data: Path | None = None
-    """A folder of pictures (one subfolder per class for labels)."""
-    network: str | None = None
-    """MODULE:CLASS of the teacher's network, for a bare state dict."""
-    prediction: str | None = None
-    """What your network predicts: edm, x0, eps, v, velocity, score."""
-    process: str | None = None
-    """Its noising process: ve, vp, cosine, ddpm, flow, trigflow; options as in flow:shift=3."""
-    noise_input: str | None = None
-    """How it is told the noise: time, thousand, sigma, log_sigma, angle."""
-    data_range: str | None = None
-    """The range of its images: "-1,1" (default), "0,1" or LOW,HIGH."""
-    null_label: int | None = None
-    """The label that means "no class" to your network, if one does."""
-    sigma_data: float | None = None
-    """The data's standard deviation (default: measured)."""
-    image_size: int | None = None
-    """Cut the centre square of every picture and resize it to N x N."""
-    teacher_nodes: int | None = None
-    """Noise levels of your teacher's Heun sampler (default: 18)."""
-    features: str | None = None
-    """MODULE:FUNCTION, images (N, C, H, W) in [-1, 1] -> features (N, D) for the Frechet distance."""
+    task: str | None = None
+    """digits, photos, prompts, ring; own and diffusers are meant where one of their options is given."""
     preset: str | None = None
     """A preset of the method, e.g. paper-cifar10."""
     out: Path | None = None
@@ -66,10 +45,32 @@ class Shared:
     """Exit with 1 where the student's Frechet distance is more than this many times the teacher's."""
 
 
-OWN = (
-    "teacher", "data", "network", "prediction", "process", "noise_input", "data_range", "null_label", "sigma_data",
-    "image_size", "teacher_nodes", "features",
-)  # fmt: skip
+def task_flags() -> type:
+    """What tasks may be told, as one dataclass of flags; None is not said."""
+    import tyro
+
+    merged: dict[str, Any] = {}
+    takers: dict[str, list[str]] = {}
+    for task in task_options():
+        options = module_of(task).OPTIONS
+        said, hints = documented(options), typing.get_type_hints(options)
+        for name, hint in hints.items():
+            merged.setdefault(name, (hint, said.get(name, "")))
+            takers.setdefault(name, []).append(task)
+    fields: list[Any] = []
+    for name, (hint, said_of_it) in merged.items():
+        text = f"{said_of_it} (Task: {' or '.join(takers[name])}.)"
+        fields.append((name, Annotated[hint, tyro.conf.arg(help=text)], make_field(default=None)))
+    return make_dataclass("TaskFlags", fields, frozen=True)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command line asks for: the run, how to carry it out, and the options that every distillation takes."""
+
+    config: Any  # limbeck.runs.RunConfig
+    how: Any  # limbeck.runs.Execution
+    shared: Shared
 
 
 def distill(arguments: list[str]) -> int:
@@ -77,43 +78,8 @@ def distill(arguments: list[str]) -> int:
     from limbeck import runs
     from limbeck.tasks import build_task
 
-    named = bool(arguments) and not arguments[0].startswith("-")
-    name, rest = (arguments[0], arguments[1:]) if named else ("dmd", arguments)
-    base, options = Shared(), None
-    stored: runs.RunConfig | None = None
-    for flag in ("--resume", "--config"):
-        if path := value_of(rest, flag):
-            stored = runs.read_config(path) if flag == "--resume" else runs.parse_config(_existing(Path(path)))
-    entry = find(name) if named or stored is None else find(stored.method)
-    if stored is not None:
-        if "python" in stored.task_options:
-            build_task(stored.task, stored.task_options)  # raises: says why it cannot
-        if named and find(stored.method).id != entry.id:
-            raise LimbeckError(f"that run is of the method {stored.method!r}, not of {entry.id!r}; leave the method out")
-        same: dict[str, Any] = {
-            n: getattr(stored, n) for n in ("task", "seed", "device", "dtype", "micro_batches", "checkpoint_every", "precision")
-        }
-        same["from_run"] = None if stored.from_run is None else Path(stored.from_run)
-        same |= {n: Path(v) if n == "data" else v for n, v in stored.task_options.items() if n in OWN}
-        base = replace(base, **same)
-    _, options_class, presets = runs.distilling(entry.id).load()
-    preset = value_of(rest, "--preset")
-    options = preset_of(name, presets, preset)
-    if stored is not None:
-        options = options_from_dict(options_class, stored.options, f"options of {entry.id}")
-    given = _parse(f"limbeck distill {entry.id}", rest, base, options)
-    shared: Shared = given[0]
-    how: runs.Execution = given[2]
-    own = {n: getattr(shared, n) for n in OWN if getattr(shared, n) is not None}
-    task_options = {n: str(v) if isinstance(v, Path) else v for n, v in own.items()}
-    task_name = "own" if own else shared.task
-    if stored is None and preset is None:
-        given = (shared, _suited(entry.id, task_name, options, given[1], rest), how)
-    runs.check_place(shared.device, shared.dtype)
-    config = runs.RunConfig(
-        entry.id, task_name, task_options, options_to_dict(given[1]), shared.seed, shared.device, shared.dtype,
-        shared.micro_batches, shared.checkpoint_every, None if shared.from_run is None else str(shared.from_run), shared.precision,
-    )  # fmt: skip
+    asked = requested("distill", arguments)
+    config, how, shared = asked.config, asked.how, asked.shared
     folder = runs.open_folder(shared.resume or shared.out, config, shared.overwrite, shared.resume is not None)
     task = build_task(config.task, config.task_options, device=config.device, dtype=config.dtype, quiet=how.quiet)
     command = " ".join(["limbeck", "distill", *arguments])
@@ -130,17 +96,61 @@ def distill(arguments: list[str]) -> int:
     return 0
 
 
-def _suited(method: str, task: str, defaults: Any, given: Any, rest: list[str]) -> Any:
+def requested(command: str, arguments: list[str]) -> Request:
+    """The run that ``limbeck COMMAND [METHOD] [options]`` asks for. Raises LimbeckError for what it cannot be."""
+    from limbeck import runs
+    from limbeck.tasks import build_task
+
+    named = bool(arguments) and not arguments[0].startswith("-")
+    name, rest = (arguments[0], arguments[1:]) if named else ("dmd", arguments)
+    base, flags, options = Shared(), task_flags()(), None
+    stored: runs.RunConfig | None = None
+    for flag in ("--resume", "--config"):
+        if path := value_of(rest, flag):
+            stored = runs.read_config(path) if flag == "--resume" else runs.parse_config(_existing(Path(path)))
+    entry = find(name) if named or stored is None else find(stored.method)
+    if stored is not None:
+        if "python" in stored.task_options:
+            build_task(stored.task, stored.task_options)  # raises: says why it cannot
+        if named and find(stored.method).id != entry.id:
+            raise LimbeckError(f"that run is of the method {stored.method!r}, not of {entry.id!r}; leave the method out")
+        same: dict[str, Any] = {
+            n: getattr(stored, n) for n in ("task", "seed", "device", "dtype", "micro_batches", "checkpoint_every", "precision")
+        }
+        same["from_run"] = None if stored.from_run is None else Path(stored.from_run)
+        base = replace(base, **same)
+        known = {n: Path(v) if n == "data" else v for n, v in stored.task_options.items() if hasattr(flags, n)}
+        flags = replace(flags, **known)
+    _, options_class, presets = runs.distilling(entry.id).load()
+    preset = value_of(rest, "--preset")
+    options = preset_of(name, presets, preset)
+    if stored is not None:
+        options = options_from_dict(options_class, stored.options, f"options of {entry.id}")
+    shared, flags, asked, how = _parse(f"limbeck {command} {entry.id}", rest, base, flags, options)
+    told = recorded({n: v for n, v in vars(flags).items() if v is not None})
+    task_name = chosen_task(shared.task, told)
+    told = {**({} if stored is None else stored.task_options), **told}
+    if stored is None and preset is None:
+        asked = _suited(entry.id, task_name, told, options, asked)
+    runs.check_place(shared.device, shared.dtype)
+    config = runs.RunConfig(
+        entry.id, task_name, told, options_to_dict(asked), shared.seed, shared.device, shared.dtype,
+        shared.micro_batches, shared.checkpoint_every, None if shared.from_run is None else str(shared.from_run), shared.precision,
+    )  # fmt: skip
+    return Request(config, how, shared)
+
+
+def _suited(method: str, task: str, told: dict[str, Any], defaults: Any, given: Any) -> Any:
     """The options with what the task prefers where the user said nothing."""
     from limbeck.tasks import preferred_options
 
-    preferred = preferred_options(task).get(method, {})
+    preferred = preferred_options(task, told).get(method, {})
     asked = {line.split(":")[0].split(".")[0] for line in changed(defaults, given)}
     return merged_options(given, {n: v for n, v in preferred.items() if n not in asked})
 
 
-def _parse(program: str, arguments: list[str], shared: Shared, options: Any) -> tuple[Shared, Any, Any]:
-    """The shared options, the method's own, and how to carry the run out, from the command line as flat flags."""
+def _parse(program: str, arguments: list[str], shared: Shared, flags: Any, options: Any) -> tuple[Shared, Any, Any, Any]:
+    """The shared options, the tasks', the method's own, and how to carry the run out, from the command line as flat flags."""
     import tyro
 
     from limbeck.runs import Execution
@@ -150,12 +160,13 @@ def _parse(program: str, arguments: list[str], shared: Shared, options: Any) -> 
         "Arguments",
         [
             ("shared", Annotated[Shared, flat], make_field(default=shared)),
+            ("flags", Annotated[type(flags), flat], make_field(default=flags)),
             ("method", Annotated[type(options), flat], make_field(default=options)),
             ("how", Annotated[Execution, flat], make_field(default=Execution())),
         ],
     )
     parsed: Any = tyro.cli(both, prog=program, args=arguments)
-    return parsed.shared, parsed.method, parsed.how
+    return parsed.shared, parsed.flags, parsed.method, parsed.how
 
 
 def value_of(arguments: list[str], flag: str) -> str | None:

@@ -21,6 +21,8 @@ def show(summary: dict[str, Any]) -> None:
     console.print()
     console.print(table)
     teacher, student = summary["teacher"], summary["student"]
+    if (reference := summary.get("reference", "the real data")) != "the real data":
+        console.print(f"\nFrechet distances are against {reference}", highlight=False)
     console.print(
         f"\nstudent / teacher: {student['frechet'] / teacher['frechet']:.2f} x the Frechet distance, "
         f"{student['images_per_second'] / teacher['images_per_second']:.0f} x the images per second; "

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
-from limbeck.denoisers.foreign import Exported, ForeignNetwork
+from limbeck.denoisers.foreign import Exported
 from limbeck.denoisers.preconditioned import Preconditioned
 from limbeck.denoisers.protocol import Rescaled
 from limbeck.errors import LimbeckError
@@ -79,8 +79,7 @@ def save_student(path: Path | str, denoiser: nn.Module, info: Mapping[str, Any])
     if isinstance(inner, Preconditioned):
         process = _or_name(inner.process)
         info = {**info, "prediction": inner.prediction, "process": process, "noise_input": inner.noise_input}
-    if isinstance(network, ForeignNetwork):
-        network = network.network
+    network = getattr(network, "wrapped", network)
     network = network.program if isinstance(network, Exported) else network
     path.parent.mkdir(parents=True, exist_ok=True)
     save_model(

@@ -36,6 +36,11 @@ class ForeignNetwork(nn.Module):
             raise LimbeckError(f"a null label ({null_label}) is for networks that take labels, (x, t, label); leave it out")
 
     @property
+    def wrapped(self) -> nn.Module:
+        """The network itself, whose names its weights have on disk."""
+        return self.network
+
+    @property
     def null(self) -> Mapping[str, Tensor] | None:
         """What stands for "no condition": the null label, or what the network itself declares as ``null``."""
         if self.null_label is None:

@@ -47,6 +47,7 @@ def _quarter_log(process: Process, t: Tensor, sd: float) -> Tensor:
 
 NOISE_INPUTS: dict[str, Callable[[Process, Tensor, float], Tensor]] = {
     "log_sigma": _quarter_log,  # ln(sigma) / 4, EDM
+    "log_sigma_thousand": lambda process, t, sd: 1000 * _quarter_log(process, t, sd),  # consistency models
     "sigma": lambda process, t, sd: process.sigma(t),
     "angle": lambda process, t, sd: torch.atan2(process.s(t), sd * process.a(t)),  # TrigFlow's t for this sigma_data
     "time": lambda process, t, sd: t.double(),
@@ -61,7 +62,7 @@ class Preconditioned(nn.Module):
     ``prediction``: how F is preconditioned (edm, trigflow, consistency: :data:`SCALINGS`) or, for a plain network, what it
     answers (x0, eps, score, v, velocity), turned into x0 by :meth:`Process.convert`.
     ``sigma_data``: the data's standard deviation (edm, trigflow, consistency and angle use it).
-    ``noise_input``: how F is told the noise: log_sigma, sigma, angle, time, thousand (default: log_sigma, angle or time).
+    ``noise_input``: how F is told the noise, by :data:`NOISE_INPUTS` (default: log_sigma, angle or time).
     ``compute_dtype``: bfloat16 or float16 runs F alone under autocast; None leaves it as the caller runs it.
     Coefficients are float64 and applied in x's dtype; c_noise reaches F in float32 or wider.
     Raises LimbeckError for unknown names, ConversionError where the prediction has no x0.

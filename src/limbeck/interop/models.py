@@ -47,6 +47,16 @@ class DiffusersNetwork(nn.Module):
         return {name: getattr(self, f"null_{name}") for name in self._null} if self._has_null else None
 
     @property
+    def fixed(self) -> Mapping[str, Tensor]:
+        """What every sample is told, one sample's."""
+        return {name: getattr(self, f"fixed_{name}") for name in self._fixed}
+
+    @property
+    def wrapped(self) -> nn.Module:
+        """The model itself, whose names its weights have on disk."""
+        return self.model
+
+    @property
     def feature_layers(self) -> tuple[str, ...]:
         """The layers that a discriminator reads by default: a U-Net's middle, three blocks over a transformer's depth."""
         return tuple(f"model.{name}" for name in spread_layers(self.model, self.convention.layers))
@@ -72,7 +82,7 @@ class DiffusersNetwork(nn.Module):
 
     def _all(self, cond: Cond | None, batch: int) -> dict[str, Tensor]:
         """The conditions of a batch: those given (or the null condition), and the fixed ones."""
-        kept = {name: getattr(self, f"fixed_{name}") for name in self._fixed}
+        kept = dict(self.fixed)
         kept |= (self.null or {}) if cond is None else {}
         given = {name: value.expand(batch, *value.shape) for name, value in kept.items()} | dict(cond or {})
         self._check_names(given)

@@ -26,6 +26,8 @@ class Entry:
     """Does it back-propagate through the teacher's input?"""
     null: str = "for guidance"
     """Does it need the teacher's null condition: no, for guidance, yes."""
+    wing: str = "generators"
+    """The folder of its room and of its claim."""
 
     def load(self) -> tuple[Any, Any, dict[str, Any]]:
         """(method class, options class, presets)."""

@@ -11,7 +11,7 @@ attention of the image to itself: there, only the text's share of Z- may be subt
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -60,13 +60,20 @@ class Negative:
 
     def steer(self, plus: Tensor, minus: Tensor) -> Tensor:
         """Z of (2) or (3), like Z+ (B, L, C)."""
-        alpha = self.alpha.to(plus) if isinstance(self.alpha, Tensor) else self.alpha
-        if self.mode == "nasa":
-            return plus - alpha * minus  # (2)
-        far = plus + self.phi * (plus - minus)  # (3)
-        norm, most = far.abs().sum(-1, keepdim=True), self.tau * plus.abs().sum(-1, keepdim=True)
-        far = far * torch.where(norm > most, most / norm.clamp(min=torch.finfo(norm.dtype).tiny), 1.0)  # 0 / 0 is no limit
-        return alpha * far + (1 - alpha) * plus
+        return steered(plus, minus, self.alpha, self.mode, self.phi, self.tau)
+
+
+def steered(
+    plus: Tensor, minus: Tensor, alpha: float | Tensor, mode: str = "nasa", phi: float = 4.0, tau: float = 2.5
+) -> Tensor:
+    """Z of (2) or (3) from Z+ and Z- (B, L, C), like Z+; alpha one number or (B, 1, 1)."""
+    alpha = alpha.to(plus) if isinstance(alpha, Tensor) else alpha
+    if mode == "nasa":
+        return plus - alpha * minus  # (2)
+    far = plus + phi * (plus - minus)  # (3)
+    norm, most = far.abs().sum(-1, keepdim=True), tau * plus.abs().sum(-1, keepdim=True)
+    far = far * torch.where(norm > most, most / norm.clamp(min=torch.finfo(norm.dtype).tiny), 1.0)  # 0 / 0 is no limit
+    return alpha * far + (1 - alpha) * plus
 
 
 @contextmanager
@@ -97,11 +104,21 @@ def negative_prompt(
             f"a {type(module).__name__} has no cross-attention to a text, so a negative prompt can say nothing to it: use a "
             "network built with text=(tokens, width)"
         )
+    widths = {name: attention.key.weight.shape[1] for name, attention in table.items()}
+    context, mask = check_negative(widths, context, alpha, mode, mask)
+    steering = {name: Negative(a.processor, context, alpha, mode, phi, tau, mask) for name, a in table.items()}
+    with exchange_processors(module, steering):
+        yield
+
+
+def check_negative(
+    widths: Mapping[str, int], context: Tensor, alpha: float | Tensor, mode: str, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """(context (B or 1, M, C'), mask (B or 1, M)) for texts of the widths C' that layers have by name; or the error."""
     if mode not in ("nasa", "nag"):
         raise unknown("mode of a negative prompt", mode, ("nasa", "nag"))
     context = context[None] if context.ndim == 2 else context
-    for name, attention in table.items():
-        width = attention.key.weight.shape[1]
+    for name, width in widths.items():
         if context.ndim != 3 or context.shape[2] != width:
             raise LimbeckError(
                 f"the negative prompt has shape {tuple(context.shape)}, but the text of {name!r} has the width {width}: encode "
@@ -115,9 +132,7 @@ def negative_prompt(
                 f"a mask of shape {tuple(mask.shape)} does not fit {context.shape[1]} tokens of the negative prompt, or leaves "
                 "none of them: give True for each token that counts, at least one per prompt"
             )
-    steered = {name: Negative(a.processor, context, alpha, mode, phi, tau, mask) for name, a in table.items()}
-    with exchange_processors(module, steered):
-        yield
+    return context, mask
 
 
 def _check_alpha(alpha: Tensor, mode: str) -> None:
@@ -130,5 +145,5 @@ def _check_alpha(alpha: Tensor, mode: str) -> None:
     if bool((alpha > LARGEST).any()):
         warnings.warn(
             f"alpha is {alpha.max().item():g}: above {LARGEST:g} the negative prompt was found to dominate the picture",
-            stacklevel=4,
+            stacklevel=5,
         )

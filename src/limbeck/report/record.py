@@ -37,6 +37,8 @@ class Record:
     teacher_at_student_nfe: Figures | None = None
     student: Figures | None = None
     noise_floor: float | None = None
+    reference: str = "the real data"
+    """What the Frechet distances are against."""
     seconds: float | None = None
     teacher_seconds: float | None = None
     teacher_origin: str = ""
@@ -84,6 +86,7 @@ def read_record(folder: Path | str) -> Record:
         teacher_at_student_nfe=_figures(about, "teacher_at_student_nfe", where),
         student=_figures(about, "student", where),
         noise_floor=_number(about, "noise_floor", where),
+        reference=str(about.get("reference") or "the real data"),
         seconds=_number(about, "seconds", where),
         teacher_seconds=_number(about, "teacher_seconds", where),
         teacher_origin=str(about.get("teacher_origin") or ""),

@@ -119,7 +119,8 @@ def context(run: Record) -> list[str]:
     if same is not None and _known(same.frechet):
         sentences.append(f"The teacher itself with {calls(same) or 'as many network calls'} gets {figure(same.frechet)}.")
     if _known(run.noise_floor):
-        sentences.append(f"A perfect model would get {figure(run.noise_floor)} (the noise floor: as many real images).")
+        as_many = "real images" if run.reference == "the real data" else f"draws of {run.reference}"
+        sentences.append(f"A perfect model would get {figure(run.noise_floor)} (the noise floor: as many {as_many}).")
     if student is not None and _known(student.accuracy):
         theirs = f" (teacher {percent(run.teacher.accuracy)})" if run.teacher and _known(run.teacher.accuracy) else ""
         sentences.append(f"{percent(student.accuracy)} of the samples show what they were asked for{theirs}.")

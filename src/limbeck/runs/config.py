@@ -10,6 +10,7 @@ import yaml
 
 from limbeck.errors import LimbeckError, unknown
 from limbeck.training.options import options_from_dict
+from limbeck.training.trackers import check_trackers
 from limbeck.version import __version__
 
 FORMAT = 1
@@ -39,9 +40,16 @@ class RunConfig:
 class Execution:
     """How a run is carried out. None of it changes what is computed, so all of it may differ when a run is resumed."""
 
-    tensorboard: bool = False
-    """Write TensorBoard files beside metrics.jsonl."""
+    track: tuple[Literal["none", "tensorboard", "wandb", "trackio"], ...] | None = None
+    """Where figures go besides metrics.jsonl: tensorboard, wandb, trackio, none (default: TensorBoard if it is installed)."""
     quiet: bool = False
+    gradient_checkpointing: bool = False
+    """Blocks of the networks are computed twice and held once: less memory, one more forward each."""
+    offload: bool = False
+    """Weights, averages and optimizer states wait on the CPU while their role is idle."""
+
+    def __post_init__(self):
+        check_trackers(self.track)
 
 
 def read_config(folder: Path | str) -> RunConfig:

@@ -18,8 +18,8 @@ from limbeck.methods.generators.generator import Generator, make_method
 from limbeck.networks import merged
 from limbeck.runs.config import Execution, RunConfig, check_place, jsonable, read_config
 from limbeck.runs.folder import begin, last_checkpoint, open_folder
-from limbeck.tasks import OWN_OPTIONS, TASKS, Task, build_task, own_task, preferred_options, recorded
-from limbeck.training import Loop, LoopOptions, set_precision
+from limbeck.tasks import TASKS, Task, build_task, chosen_task, given_names, preferred_options, recorded
+from limbeck.training import Loop, LoopOptions, checkpoint_roles, set_precision
 from limbeck.training.options import merged_options, options_from_dict, options_to_dict
 from limbeck.version import __version__
 
@@ -101,7 +101,8 @@ def distill(
 
     ``teacher``: a denoiser (see limbeck.denoisers) or your own network, with ``data`` (images (N, C, H, W) in [-1, 1], or a
     folder of pictures); what else there is to say of them (``labels=``, ``prediction=``, ``process=``, ...) are the keywords
-    of :func:`limbeck.tasks.own_task`. None: a ``task`` by name ("digits", the default, or "photos"). ``method``: see
+    of :func:`limbeck.tasks.own_task`. Or a pipeline of diffusers (or ``model=FOLDER``), with ``prompts=`` and the further
+    keywords of :func:`limbeck.tasks.diffusers.diffusers_task`. None: a ``task`` by name ("digits", the default). ``method``: see
     `limbeck methods`; ``options``: its options dataclass, or a mapping of those that differ from the ``preset``; further
     keywords are options too (``alpha=1.0``), or say how to carry the run out (:class:`limbeck.runs.Execution`: ``quiet=True``).
     ``from_run``: a run, whose student is what this one begins with. ``precision``: bfloat16 runs the networks
@@ -112,22 +113,25 @@ def distill(
     entry = distilling(method)
     check_place(device, dtype)
     how = Execution(**{f.name: more.pop(f.name) for f in fields(Execution) if f.name in more})
-    task_options = dict(task_options or {})
-    if teacher is not None or data is not None:
-        own = {**task_options, **{name: more.pop(name) for name in OWN_OPTIONS if name in more}}
-        task = own_task(teacher, data, device=device, dtype=dtype, quiet=how.quiet, **own)
-        task_options = recorded(teacher, data, own)
-    name = task.name if isinstance(task, Task) else (task or "digits")
+    given = {"model" if is_pipeline(teacher) else "teacher": teacher, "data": data}
+    given = {n: v for n, v in given.items() if v is not None} | {n: more.pop(n) for n in given_names(more)}
+    if isinstance(task, Task) and given:
+        raise LimbeckError(f"a task knows its own {', '.join(given)}; leave that out, or the task")
+    name = task.name if isinstance(task, Task) else chosen_task(task, given)
+    told = {**(task_options or {}), **given}
     if isinstance(options, Mapping) or options is None:
         _, _, presets = entry.load()
-        suited = preferred_options(name).get(entry.id, {}) if preset is None and name in TASKS else {}
+        suited: Mapping[str, Any] = {}
+        if preset is None:
+            preferred = preferred_options(name, told) if name in TASKS and not (isinstance(task, Task) and task.options) else {}
+            suited = (task.options if isinstance(task, Task) and task.options else preferred).get(entry.id, {})
         options = merged_options(preset_of(method, presets, preset), {**suited, **(options or {}), **more})
     if iterations is not None:
         options = replace(options, iterations=iterations)
     config = RunConfig(
         entry.id,
         name,
-        jsonable(task_options),
+        jsonable(recorded(told)),
         options_to_dict(options),
         seed,
         device,
@@ -138,8 +142,13 @@ def distill(
         precision,
     )
     folder = open_folder(out, config, overwrite, resume)
-    built = task if isinstance(task, Task) else build_task(name, task_options, device=device, dtype=dtype, quiet=how.quiet)
+    built = task if isinstance(task, Task) else build_task(name, told, device=device, dtype=dtype, quiet=how.quiet)
     return run(config, built, folder, overwrite, resume, how=how, command=command)
+
+
+def is_pipeline(teacher: Any) -> bool:
+    """Is it a pipeline of diffusers? (diffusers is not imported for it)."""
+    return any(kind.__name__ == "DiffusionPipeline" for kind in type(teacher).__mro__)
 
 
 def run(
@@ -154,6 +163,8 @@ def run(
 ) -> Run:
     """Train (or go on training) in a folder that :func:`open_folder` allowed, judge teacher and student, write it all down."""
     method, options = prepare(config, task)
+    if how.gradient_checkpointing:
+        checkpoint_roles(method.roles)
     begin(folder, config, overwrite, resume)
     nfe = len(method.times)
     loop = Loop(
@@ -171,9 +182,10 @@ def run(
         device=config.device,
         evaluate=lambda step: _kept(task.evaluator(method.sampler(), nfe)),
         best="frechet",
-        tensorboard=how.tensorboard,
+        track=how.track,
         meta={"method": config.method},
         quiet=how.quiet,
+        offload=how.offload,
     )
     if (folder / "checkpoints").is_dir():
         checkpoint = last_checkpoint(folder)
@@ -206,6 +218,7 @@ def summarise(config: RunConfig, task: Task, method: Generator, loop: Loop, comm
         "iterations": loop.step,
         "teacher_seconds": task.facts.get("seconds"),
         "teacher_origin": task.facts.get("origin"),
+        "reference": task.facts.get("reference", "the real data"),
         "history": loop.history,
         "messages": loop.messages,
         "versions": {"limbeck": __version__, "torch": torch.__version__, "python": platform.python_version()},

@@ -4,7 +4,7 @@ Solvers share one signature, ``solver(denoiser, x, times, cond=None, *, final=Tr
 denoiser is asked at every node, and the last step goes to clean data unless final=False (see :mod:`limbeck.samplers.ode`).
 ``SOLVERS`` maps their names. ``Rollout`` is few-step sampling that also trains, ``Chain`` few-step sampling whose steps have a
 density; ``solve`` is the flow map to a tolerance; ``Teleported`` makes any solver skip its noisiest nodes by a Gaussian's
-closed form, ``teleport_scheduler`` does it with a diffusers scheduler.
+closed form.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,6 @@ from limbeck.samplers.experts import Experts, load_experts
 from limbeck.samplers.flow_map import solve
 from limbeck.samplers.ode import ddim, dpm_solver_pp_2m, euler, heun
 from limbeck.samplers.rollout import Renoise, Rollout, Start, Trajectory
-from limbeck.samplers.schedulers import scheduler_nodes, teleport_scheduler
 from limbeck.samplers.steps import Noise, check_nodes, ddim_step, generator_noise
 from limbeck.samplers.stochastic import ancestral, stochastic_edm
 from limbeck.samplers.tcd import tcd
@@ -60,11 +59,9 @@ __all__ = [
     "heun",
     "load_experts",
     "log_prob",
-    "scheduler_nodes",
     "solve",
     "stochastic_edm",
     "tcd",
     "teleport",
-    "teleport_scheduler",
     "unipc",
 ]

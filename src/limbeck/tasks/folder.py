@@ -19,20 +19,23 @@ TENSORS = (".npy", ".npz", ".pt", ".safetensors")
 
 @dataclass(frozen=True)
 class Pictures:
-    """``images`` (N, C, H, W), float32 in [-1, 1]; ``labels`` (N,), int64, with the names of the ``classes``, or None."""
+    """``images`` (N, C, H, W), float32 in [-1, 1]; ``labels`` (N,), int64, with the names of the ``classes``, or None;
+    ``files`` where they are a folder's."""
 
     images: Tensor
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
 
 
-def load_pictures(path: Path | str, size: int | None = None) -> Pictures:
+def load_pictures(path: Path | str, size: int | tuple[int, int] | None = None) -> Pictures:
     """A folder of pictures (PNG, JPEG, BMP, WebP, TIFF), or a file of tensors (.npy, .npz, .pt, .safetensors).
 
     In a folder with several subfolders of pictures each subfolder is a class, in the order of their names; pictures may
     lie deeper in them. All grayscale pictures give C = 1, else C = 3; a level v of 8 bits becomes v / 127.5 - 1, of 16 bits
-    v / 32767.5 - 1; transparency is put on white. ``size``: cut the largest square from each centre and resize it to
-    size x size; without it all must have one size. A file holds images alone or "images" and "labels"; see `as_images`.
+    v / 32767.5 - 1; transparency is put on white. ``size``: cut the largest square (or rectangle, of height and width) from
+    each centre and resize it to that; without it all must have one size. A file holds images alone or "images" and
+    "labels"; see `as_images`.
     Raises LimbeckError for missing, empty, unreadable or mixed data.
     """
     path = Path(path)
@@ -43,7 +46,7 @@ def load_pictures(path: Path | str, size: int | None = None) -> Pictures:
         raise LimbeckError(f"{path} does not exist; give a folder of pictures, or a file {', '.join(TENSORS)}")
     files, labels, classes = _listed(path)
     images = _stacked(files, size)
-    return Pictures(images, labels, classes)
+    return Pictures(images, labels, classes, tuple(files))
 
 
 def _listed(folder: Path) -> tuple[list[Path], Tensor | None, tuple[str, ...]]:
@@ -66,15 +69,16 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _stacked(files: Sequence[Path], size: int | None) -> Tensor:
-    if size is not None and size < 4:
+def _stacked(files: Sequence[Path], size: int | tuple[int, int] | None) -> Tensor:
+    sides = (size, size) if isinstance(size, int) else size
+    if sides is not None and min(sides) < 4:
         raise LimbeckError(f"the image size is {size}; pictures need at least 4 x 4 pixels")
     from PIL.Image import DecompressionBombError
 
     arrays, bad = [], []
     for file in files:
         try:
-            arrays.append(_array(file, size))
+            arrays.append(_array(file, sides))
         except (OSError, ValueError, SyntaxError, DecompressionBombError) as error:
             bad.append((file, str(error) or type(error).__name__))
     if bad:
@@ -95,7 +99,7 @@ def _stacked(files: Sequence[Path], size: int | None) -> Tensor:
     return (images.movedim(-1, 1) if images.ndim == 4 else images[:, None]).contiguous()
 
 
-def _array(file: Path, size: int | None) -> np.ndarray:
+def _array(file: Path, size: tuple[int, int] | None) -> np.ndarray:
     """(H, W) or (H, W, 3), float32 in [-1, 1]."""
     from PIL import Image, ImageOps
 
@@ -113,9 +117,11 @@ def _array(file: Path, size: int | None) -> np.ndarray:
         else:
             raise ValueError(f"its mode {picture.mode} has no known range; save it with 8 or 16 bits")
     if size is not None:
-        side = min(picture.size)
-        left, top = ((n - side) // 2 for n in picture.size)
-        picture = picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+        height, width = size
+        scale = min(picture.width / width, picture.height / height)
+        cut = round(scale * width), round(scale * height)
+        left, top = (picture.width - cut[0]) // 2, (picture.height - cut[1]) // 2
+        picture = picture.crop((left, top, left + cut[0], top + cut[1])).resize((width, height), Image.Resampling.LANCZOS)
     return (np.asarray(picture).astype(np.float32) / np.float32(half) - 1).clip(-1, 1)
 
 

@@ -1,8 +1,8 @@
 """A person's own teacher and pictures as a task; see `own_task`."""
 
-import inspect
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -117,36 +117,42 @@ def own_task(
     return task
 
 
-OWN_OPTIONS = tuple(
-    name for name in inspect.signature(own_task).parameters if name not in ("teacher", "data", "device", "dtype", "quiet")
-)
-"""What a person may say of their own teacher and data, beside them: the keywords of `own_task`."""
+@dataclass(frozen=True)
+class OwnOptions:
+    """What a person may say of their own teacher and data."""
+
+    teacher: str | None = None
+    """Your own teacher: NAME.safetensors (+ .json), a .pt2 or .pt file, or MODULE:FUNCTION."""
+    data: Path | None = None
+    """A folder of pictures (one subfolder per class for labels)."""
+    network: str | None = None
+    """MODULE:CLASS of the teacher's network, for a bare state dict."""
+    prediction: str | None = None
+    """What your network predicts: edm, x0, eps, v, velocity, score."""
+    process: str | None = None
+    """Its noising process: ve, vp, cosine, ddpm, flow, trigflow; options as in flow:shift=3."""
+    noise_input: str | None = None
+    """How it is told the noise: time, thousand, sigma, log_sigma, angle."""
+    data_range: str | None = None
+    """The range of its images: "-1,1" (default), "0,1" or LOW,HIGH."""
+    null_label: int | None = None
+    """The label that means "no class" to your network, if one does."""
+    sigma_data: float | None = None
+    """The data's standard deviation (default: measured)."""
+    image_size: int | None = None
+    """Cut the centre square of every picture and resize it to N x N."""
+    teacher_nodes: int | None = None
+    """Noise levels of your teacher's Heun sampler (default: 18)."""
+    features: str | None = None
+    """MODULE:FUNCTION, images (N, C, H, W) in [-1, 1] -> features (N, D) for the Frechet distance."""
 
 
-def own_task_from_options(python: str | None = None, teacher: Any = None, data: Any = None, **options: Any) -> Task:
-    """`own_task` from what a run's config.yaml holds. Raises LimbeckError for a run whose teacher was a Python object."""
-    if python is not None:
-        raise LimbeckError(
-            f"this run was started from Python with objects that no file holds ({python}); go on with it there: "
-            "limbeck.distill(teacher, ..., out=FOLDER, resume=True), or give --teacher and --data as files in a new run"
-        )
+OPTIONS = OwnOptions
+
+
+def own_task_from_options(teacher: Any = None, data: Any = None, **options: Any) -> Task:
+    """`own_task` from what a run's config.yaml or the command line says."""
     return own_task(teacher, data, **options)
-
-
-def recorded(teacher: Any, data: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What config.yaml says of a task: all of it where it is of strings and numbers, else {"python": a description}."""
-    whole = {"teacher": teacher, "data": data, **options}
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in whole.items() if value is not None}
-    if all(isinstance(value, (str, int, float)) for value in plain.values()):
-        return plain
-    return {"python": ", ".join(f"{name} {_described(value)}" for name, value in plain.items())}
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, (str, int, float)):
-        return str(value)
-    shape = getattr(value, "shape", None)
-    return type(value).__name__ + (f" {tuple(shape)}" if shape is not None else "")
 
 
 def _pictures(data: Any, labels: Any, image_size: int | None) -> Pictures:
@@ -166,11 +172,10 @@ def _pictures(data: Any, labels: Any, image_size: int | None) -> Pictures:
 
 def own_evaluator(real: Tensor, cond: Cond | None, features: Any = None) -> Evaluator:
     """The judge of a person's images; which, how many and in what features: `own_task`."""
-    accuracy = None
-    if isinstance(features, str):
-        named = imported(features, "the features")
-        accuracy = getattr(sys.modules[features.partition(":")[0]], "accuracy", None)
-        features = made(named, features, "the features") if isinstance(named, type) else named
+    accuracy, named = None, features
+    features = named_features(features)
+    if isinstance(named, str):
+        accuracy = getattr(sys.modules[named.partition(":")[0]], "accuracy", None)
     count = min(len(real), JUDGED)
     rows = torch.arange(count, device=real.device) * len(real) // count
     judged, copies = real[rows], max(1, min(4, JUDGED // count), -(-LEAST // count))
@@ -188,6 +193,14 @@ def own_evaluator(real: Tensor, cond: Cond | None, features: Any = None) -> Eval
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise LimbeckError(f"the features answered {shape} for 2 images; they must be a tensor (N, D)")
     return Evaluator(features, judged, copies * count, cond, getattr(features, "accuracy", None) or accuracy)
+
+
+def named_features(features: Any) -> Any:
+    """Features named as MODULE:FUNCTION or MODULE:CLASS, imported; others as they are."""
+    if not isinstance(features, str):
+        return features
+    named = imported(features, "the features")
+    return made(named, features, "the features") if isinstance(named, type) else named
 
 
 def sampled_range(denoiser: Denoiser, low: float = 0.002, high: float = 80.0) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.denoisers import Cond, Denoiser
+from limbeck.denoisers import ClassifierFree, Cond, Denoiser
 from limbeck.errors import LimbeckError
 from limbeck.metrics import bootstrap_floor, frechet_distance
 from limbeck.noise import karras_grid
@@ -40,15 +40,28 @@ class Evaluator:
     """More figures of samples x and their conditions."""
     clamp: float | None = 1.0
     """Images are judged in [-clamp, clamp], as they would be saved (None: as they are)."""
+    decode: Callable[[Tensor], Tensor] | None = None
+    """Samples of latents as the images that are judged and looked at; ``accuracy`` and ``extra`` see these (None: themselves)."""
+    images: Tensor | None = None
+    """What the samples are judged against, where ``real`` are latents (None: ``real``)."""
 
     @cached_property
     def reference(self) -> Tensor:
         """The features of the real data."""
-        return self._features(self.real)
+        return self._features(self.real if self.images is None else self.images)
+
+    def seen(self, x: Tensor) -> Tensor:
+        """Samples as the images that are judged, in [-clamp, clamp]."""
+        x = x if self.decode is None else self.decode(x)
+        return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
+
+    def shown(self, x: Tensor) -> Tensor:
+        """Samples as pictures (N, C, H, W) to look at: of videos the first, the middle and the last frame, side by side."""
+        return side_by_side_frames(x if self.decode is None else self.decode(x))
 
     def _features(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            return torch.cat([self.features(part) for part in x.split(self.chunk)])
+            return torch.cat([self.features(part.to(self.real.device)) for part in x.split(self.chunk)])
 
     @torch.no_grad()
     def sample(self, sampler: Sampler, count: int | None = None, seed: int = EVALUATION_SEED) -> Tensor:
@@ -58,24 +71,27 @@ class Evaluator:
         for index in torch.arange(count).split(self.chunk):
             keyed = Keyed(seed, 0, index, self.real.device)
             z = keyed.normal("z", tuple(self.real.shape[1:]), self.real.dtype)
-            cond = None if self.cond is None else {name: value[index.to(value.device)] for name, value in self.cond.items()}
+            cond = None
+            if self.cond is not None:
+                cond = {name: value[index.to(value.device)].to(self.real.device) for name, value in self.cond.items()}
             noise = lambda i, keyed=keyed, z=z: keyed.normal(f"renoise {i}", tuple(z.shape[1:]), z.dtype)  # noqa: E731
             parts.append(sampler(z, cond, noise))
         return torch.cat(parts)
 
     def pictures(self, columns: int, rows: int, sampler: Sampler | None = None) -> Tensor:
         """rows x columns images, row by row, a column a class where there are labels: real ones, or a sampler's."""
-        count = rows * columns
+        count, real = rows * columns, self.real if self.images is None else self.images
         if self.cond is None or "label" not in self.cond:
-            return self.real[:count] if sampler is None else self.sample(sampler, count)
+            count = min(count, self.count)
+            return side_by_side_frames(real[:count]) if sampler is None else self.shown(self.sample(sampler, count))
         labels = self.cond["label"]
         classes = labels.unique()
         members = [(labels == classes[i % len(classes)]).nonzero()[:, 0] for i in range(columns)]
         index = torch.stack([m[torch.arange(rows) % len(m)] for m in members], 1).flatten()
         if sampler is None:
-            return self.real[index % len(self.real)]
+            return side_by_side_frames(real[index.to(real.device) % len(real)])
         cond = {name: value[index] for name, value in self.cond.items()}
-        return replace(self, cond=cond, count=count).sample(sampler)
+        return self.shown(replace(self, cond=cond, count=count).sample(sampler))
 
     def __call__(self, sampler: Sampler, nfe: int) -> Figures:
         """nfe, frechet, accuracy (nan where not known), images per second and the extra figures of a sampler."""
@@ -86,7 +102,7 @@ class Evaluator:
 
     def judge(self, x: Tensor, cond: Cond | None = None) -> Figures:
         """frechet, accuracy and the extra figures of samples x (N, ...) that were asked for with ``cond``."""
-        x = x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
+        x = self.seen(x)
         accuracy = float("nan") if self.accuracy is None or cond is None else self.accuracy(x, cond)
         figures = {"frechet": float(frechet_distance(self._features(x), self.reference)), "accuracy": accuracy}
         return figures if self.extra is None else {**figures, **self.extra(x, cond)}
@@ -136,10 +152,14 @@ class Task:
     """Texts (N, M, C') that methods with negative prompts are trained to avoid."""
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Method options that suit the task better than the method's own defaults, by method."""
+    teacher_times: Callable[[int], Tensor] | None = None
+    """The nodes of the teacher's sampler by their number, in the process's own time (None: Karras levels within ``sigmas``)."""
+    teacher_guidance: float = 1.0
+    """w of the teacher where it samples; not 1, every node is two network calls."""
 
     def judged_teacher(self, nodes: int) -> Figures:
         """The teacher's figures under Heun's method with ``nodes`` noise levels."""
-        return self.evaluator(self.teacher_sampler(nodes), 2 * nodes - 1)
+        return self.evaluator(self.teacher_sampler(nodes), (2 * nodes - 1) * (1 if self.teacher_guidance == 1 else 2))
 
     def pictures(self, columns: int, sampler: Sampler | None = None, rows: int = 8) -> Tensor:
         """rows x columns images to look at, a column a class where there are labels: real ones, or a sampler's."""
@@ -147,16 +167,30 @@ class Task:
 
     def teacher_sampler(self, nodes: int) -> Sampler:
         """The teacher under Heun's method with ``nodes`` noise levels (1: one call at the highest)."""
-        return heun_sampler(self.teacher, nodes, *self.sigmas)
+        denoiser = self.teacher if self.teacher_guidance == 1 else ClassifierFree(self.teacher, self.teacher_guidance)
+        if self.teacher_times is None:
+            return heun_sampler(denoiser, nodes, *self.sigmas)
+        return sampler_at(denoiser, self.teacher_times(nodes))
 
 
 def heun_sampler(denoiser: Denoiser, nodes: int, low: float, high: float) -> Sampler:
     """A denoiser under Heun's method on ``nodes`` Karras noise levels of sigma, in any process: 2 nodes - 1 calls."""
+    return sampler_at(denoiser, denoiser.process.time_of(karras_grid(nodes, low, high)))
+
+
+def sampler_at(denoiser: Denoiser, times: Tensor) -> Sampler:
+    """A denoiser under Heun's method from noise of the first of ``times`` on: 2 len(times) - 1 calls."""
     process = denoiser.process
-    times = process.time_of(karras_grid(nodes, low, high))
 
     @torch.no_grad()
     def sample(z: Tensor, cond: Cond | None = None, noise: Callable[[int], Tensor] | None = None) -> Tensor:
         return heun(denoiser, process.s(times[:1]).to(z) * z, times, cond)
 
     return sample
+
+
+def side_by_side_frames(x: Tensor) -> Tensor:
+    """Pictures as they are; of videos (N, C, F, H, W) the first, the middle and the last frame beside one another."""
+    if x.ndim != 5:
+        return x
+    return torch.cat([x[:, :, i] for i in sorted({0, x.shape[2] // 2, x.shape[2] - 1})], -1)

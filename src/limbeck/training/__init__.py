@@ -14,6 +14,7 @@ from limbeck.training.method import (
     TensorSource,
     Total,
     Update,
+    checkpoint_roles,
     set_precision,
 )
 from limbeck.training.tracking import Tracker, read_metrics
@@ -37,6 +38,7 @@ __all__ = [
     "Total",
     "Tracker",
     "Update",
+    "checkpoint_roles",
     "read_metrics",
     "sample_order",
     "set_precision",

@@ -4,7 +4,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,6 +17,7 @@ from limbeck.errors import LimbeckError, unknown
 from limbeck.training import checkpoints
 from limbeck.training.diagnostics import Watch
 from limbeck.training.method import Batch, Method, Source, Step, Total, Update
+from limbeck.training.offload import Offload, Resident
 from limbeck.training.optimizers import Trained
 from limbeck.training.progress import Progress
 from limbeck.training.rng import restore_rng, rng_state
@@ -65,7 +66,7 @@ class Loop:
 
     ``folder``: the run's folder for checkpoints and metrics (None: keep nothing on disk). ``evaluate``: figures of the
     student, called every ``evaluate_every`` iterations and at the end; ``best`` names the figure (lower is better) whose
-    best checkpoint is kept.
+    best checkpoint is kept. ``track``: names of trackers (:func:`check_trackers`; None: TensorBoard if it is installed).
     """
 
     def __init__(
@@ -78,21 +79,20 @@ class Loop:
         device: torch.device | str = "cpu",
         evaluate: Callable[[int], Figures] | None = None,
         best: str | None = None,
-        tensorboard: bool | None = False,
+        track: Sequence[str] | None = (),
         meta: Mapping[str, Any] | None = None,
         quiet: bool = False,
+        offload: bool = False,
     ):
         self.method, self.source, self.options, self.folder = method, source, options, folder
         self.device = torch.device(device)
-        self.evaluate, self.best, self.tensorboard = evaluate, best, tensorboard
+        self.evaluate, self.best, self.track = evaluate, best, track
         self.meta, self.quiet = dict(meta or {}), quiet
         self.step, self.seconds, self.best_value = 0, 0.0, math.inf
         self.history: list[tuple[int, Figures]] = []
         self.messages: list[str] = []
-        self.trained: dict[str, Trained] = {}
-        for name, role in method.roles.items():
-            if role.trained:
-                self.trained[name] = Trained.of(name, role)
+        self.trained = {name: Trained.of(name, role) for name, role in method.roles.items() if role.trained}
+        self.residence = Offload(method.roles, self.trained, self.device) if offload else Resident()
         self._signal: int | None = None
         self._restored = False
 
@@ -132,12 +132,15 @@ class Loop:
             for name in _names(first):
                 figures |= self._apply(name, sum(float(y.loss.detach()) * w for y, w in zip(updates, shares, strict=True)))
                 updated.add(name)
+            self.residence.release(_names(first))
             for key in first.logs:
                 figures[key] = sum(float(y.logs[key]) * w for y, w in zip(updates, shares, strict=True))
+        self.residence.release()
         self.method.finish(self.step)
         self.step += 1
         for name in updated:
-            self.trained[name].role.update_ema(self.step)
+            with self.residence.averaging(name):
+                self.trained[name].role.update_ema(self.step)
         return figures
 
     def _advance(self, generator: Step, reply: Tensor | None) -> Update | Total | None:
@@ -184,7 +187,8 @@ class Loop:
         lr = options.lr_at(self.step, self.options.iterations)
         for group in trained.optimizer.param_groups:
             group["lr"] = lr
-        trained.optimizer.step()
+        with self.residence.applying(name):
+            trained.optimizer.step()
         trained.optimizer.zero_grad(set_to_none=True)
         return {f"loss/{name}": loss, f"grad_norm/{name}": float(norm), f"lr/{name}": lr}
 
@@ -247,7 +251,7 @@ class Loop:
         title, total = title or f"distil {type(self.method).__name__}", options.iterations
         tracker = None
         if self.folder is not None:
-            tracker = Tracker(self.folder, self.tensorboard, resume_from=self.step if self._restored else None)
+            tracker = Tracker(self.folder, self.track, resume_from=self.step if self._restored else None)
             if self.step == 0:
                 self.save()
         with noted_signals(self._note_signal), Progress(title, total, self.step, self.quiet) as progress:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.denoisers import Cond
 from limbeck.errors import LimbeckError, unknown
+from limbeck.networks import checkpoint_blocks
 from limbeck.training.keyed import Keyed, sample_order
 
 
@@ -18,7 +19,8 @@ class OptimizerOptions:
     """How a role is trained. The learning rate is lr x warm-up x decay, a pure function of the iteration."""
 
     lr: float = 1e-4
-    kind: Literal["adam", "adamw", "radam", "sgd"] = "adam"
+    kind: Literal["adam", "adamw", "radam", "sgd", "adam8bit", "adamw8bit"] = "adam"
+    """8-bit: both moments in a byte each (needs bitsandbytes)."""
     betas: tuple[float, float] = (0.0, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
@@ -149,10 +151,12 @@ class Source(Protocol):
 
 
 class TensorSource:
-    """Data in memory: x (N, ...) or None (conditions alone), cond name -> (N, ...)."""
+    """Data in memory: x (N, ...) or None (conditions alone), cond name -> (N, ...). Neither: ``size`` rows of nothing but noise."""
 
-    def __init__(self, x: Tensor | None, cond: Cond | None = None):
+    def __init__(self, x: Tensor | None, cond: Cond | None = None, size: int | None = None):
         sizes = {len(v) for v in [x, *(cond or {}).values()] if v is not None}
+        if size is not None:
+            sizes.add(size)
         if len(sizes) != 1 or 0 in sizes:
             raise LimbeckError(f"data and conditions must have one common, positive length, not {sorted(sizes)}")
         self.x, self.cond, self.size = x, cond, sizes.pop()
@@ -231,3 +235,17 @@ def set_precision(roles: Mapping[str, Role], dtype: torch.dtype | None) -> None:
             )
         for module in told:
             setattr(module, "compute_dtype", dtype)  # noqa: B010
+
+
+def checkpoint_roles(roles: Mapping[str, Role]) -> None:
+    """Checkpoint the blocks of all roles' networks (:func:`limbeck.networks.checkpoint_blocks`), frozen ones too: gradients may
+    go through them. Averages and discriminators stay as they are.
+
+    Raises LimbeckError for a role without blocks.
+    """
+    for name, role in roles.items():
+        if name != "discriminator" and any(True for _ in role.module.parameters()):
+            try:
+                checkpoint_blocks(role.module)
+            except LimbeckError as error:
+                raise LimbeckError(f"the role {name!r}: {error}") from None

@@ -1,56 +1,47 @@
-"""The figures of a run: one JSON object per line of metrics.jsonl, TensorBoard if wanted, any other sink."""
+"""The figures of a run: one JSON object per line of metrics.jsonl, and whatever else tracks them."""
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
-from importlib.util import find_spec
+from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from limbeck.errors import LimbeckError
-
-Sink = Callable[[int, dict[str, float]], None]
+from limbeck.training.trackers import Sink, check_trackers, close, open_trackers
 
 
 class Tracker:
     """Writes figures by step; a context manager.
 
     Args:
-        folder: the run's folder; gets `metrics.jsonl`, and `tensorboard/` with TensorBoard.
-        tensorboard: None uses TensorBoard if it is installed, True insists on it, False does without.
-        sinks: called with (step, figures) at every `log`.
+        folder: the run's folder; gets `metrics.jsonl`, and what the trackers keep there.
+        track: names of trackers (tensorboard, wandb, trackio); None uses TensorBoard if it is installed.
+        sinks: called with (step, figures) at every `log`, and closed if they can be.
         resume_from: the step that a resumed run continues after: lines of later steps are removed, and a line
             that was being written when the run died is repaired. None starts new metrics.
 
     Raises:
-        LimbeckError: metrics are already there and `resume_from` is None; a damaged file; no TensorBoard.
+        LimbeckError: metrics are already there and `resume_from` is None; a damaged file; no such tracker.
     """
 
     def __init__(
         self,
         folder: Path | str,
-        tensorboard: bool | None = None,
+        track: Sequence[str] | None = None,
         sinks: Iterable[Sink] = (),
         resume_from: int | None = None,
     ) -> None:
         folder = Path(folder)
         self.path = folder / "metrics.jsonl"
-        self._sinks = list(sinks)
-        if tensorboard and not find_spec("tensorboard"):
-            raise LimbeckError("TensorBoard is not installed: pip install 'limbeck[track]', or track without it")
+        names = check_trackers(track)
         if resume_from is not None:
             _truncate(self.path, resume_from)
         elif self.path.exists() and self.path.stat().st_size:
             raise LimbeckError(f"{self.path} already has metrics: resume that run, or choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
+        self._sinks: list[Sink] = [*sinks, *open_trackers(names, folder, resume_from)]
         self._file = open(self.path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
-        self._board: Any = None
-        if tensorboard or (tensorboard is None and find_spec("tensorboard")):
-            from torch.utils.tensorboard import SummaryWriter
-
-            purge = None if resume_from is None else resume_from + 1
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 
     def log(self, step: int, figures: Mapping[str, Any]) -> None:
         """Append the figures of one step; NaN and infinities are written as the strings nan, inf and -inf."""
@@ -65,17 +56,14 @@ class Tracker:
             raise LimbeckError("a figure cannot be named 'step': it names the line's step; choose another name")
         stored = {name: value if isfinite(value) else str(value) for name, value in values.items()}
         self._file.write(json.dumps({"step": int(step), **stored}, allow_nan=False) + "\n")
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
         for sink in self._sinks:
             sink(step, values)
 
     def close(self) -> None:
-        """Close the file and TensorBoard; a closed tracker logs no more."""
+        """Close the file and the sinks; a closed tracker logs no more."""
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for sink in self._sinks:
+            close(sink)
 
     def __enter__(self) -> "Tracker":
         return self

@@ -61,7 +61,7 @@ def make_method(cls: type["Generator"], options: Any, task: Task, seed: int) -> 
     rows = torch.arange(min(64, task.source.size))
     x, cond = task.source.fetch(rows)
     real = task.evaluator.real  # where the teacher is, and in its dtype
-    example = real[rows] if x is None else x.to(real)
+    example = real[rows % len(real)] if x is None else x.to(real)
     placed = None if cond is None else {name: value.to(real.device) for name, value in cond.items()}
     parts = Ingredients(task.teacher, task.shape, example, placed, x is not None, task.sigma_data, task.network)
     negatives = None if task.negatives is None else task.negatives.to(real)

@@ -28,11 +28,11 @@ from torch import Tensor
 
 from limbeck.denoisers import ClassifierFree, Cond, null_cond
 from limbeck.errors import LimbeckError
+from limbeck.interop import negative_prompt
 from limbeck.methods.generators.generator import Generator, Ingredients, check_guidance
 from limbeck.methods.generators.score import uniform_steps, whole_chain
 from limbeck.methods.generators.swiftbrush import PRESETS as SWIFTBRUSH
 from limbeck.methods.generators.swiftbrush import ClampedReward, SwiftBrush, SwiftBrushOptions, rewarded
-from limbeck.networks import negative_prompt
 from limbeck.rules import DistributionMatching, Sample, ScoreRule
 from limbeck.training import Batch
 
@@ -120,9 +120,15 @@ class SNOOPI(SwiftBrush):
             if o.kappa_of in ("both", "critic"):
                 rule.critic_guidance = kappa
         if o.alpha > 0 and o.negative_scores != "none":
-            rule.negative = {**(null_cond(self.teacher, batch.size) or {}), "text": self.negative(batch)}  # (4)
+            null = null_cond(self.teacher, batch.size) or {}
+            rule.negative = {**null, text_of(self.teacher): self.negative(batch)}  # (4)
             rule.critic_negative = rule.negative if o.negative_scores == "both" else None
         return rewarded(rule, self.rewards, o.iterations) if self.rewards else rule
+
+
+def text_of(denoiser: Any) -> str:
+    """The name under which a denoiser is given its prompt: that of a diffusers model if it has such a null, else "text"."""
+    return "encoder_hidden_states" if "encoder_hidden_states" in (denoiser.null or {}) else "text"
 
 
 def steered(method: Any, batch: Batch, call: int) -> Sample:
@@ -149,7 +155,7 @@ def negative_sampler(
     """NASA-I: the sampler of any generator whose student attends to a text, with a negative prompt (M, C') for all samples.
 
     ``alpha``: 0.1 (Stable Diffusion 1.5), 0.2 (2.1) and 0.5 (PixArt) are the paper's; ``mode``, ``phi``, ``tau``: see
-    :func:`limbeck.networks.negative_prompt`. ``guidance`` w > 1 guides the outputs as well, with the negative prompt in the
+    :func:`limbeck.interop.negative_prompt`. ``guidance`` w > 1 guides the outputs as well, with the negative prompt in the
     null condition's place: of a one-step generator it blends two images, and a warning says so. A negative prompt that has no
     effect is warned of too.
     """
@@ -165,7 +171,7 @@ def negative_sampler(
             stacklevel=2,
         )
     student: Any = method.roles["student"].best if ema else method.student
-    null = {**(student.null or {}), "text": negative}
+    null = {**(student.null or {}), text_of(student): negative}
     denoiser = student if guidance == 1 else ClassifierFree(student, guidance, negative=null)
 
     @torch.no_grad()

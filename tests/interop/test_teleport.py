@@ -7,18 +7,9 @@ import torch
 
 from limbeck.denoisers import FiniteSetDenoiser, GaussianDenoiser
 from limbeck.errors import LimbeckError
+from limbeck.interop import scheduler_nodes, teleport_scheduler
 from limbeck.noise import DDPM, VE, VP, RectifiedFlow, linear_grid
-from limbeck.samplers import (
-    ancestral,
-    ddim,
-    dpm_solver_pp_2m,
-    euler,
-    generator_noise,
-    heun,
-    scheduler_nodes,
-    teleport_scheduler,
-    unipc,
-)
+from limbeck.samplers import ancestral, ddim, dpm_solver_pp_2m, euler, generator_noise, heun, unipc
 
 diffusers = pytest.importorskip("diffusers")
 import_now = diffusers.EulerDiscreteScheduler  # diffusers loads its schedulers on first use, which takes seconds

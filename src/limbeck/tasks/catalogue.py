@@ -1,0 +1,107 @@
+"""What tasks may be told: each task's module declares its OPTIONS, and these are what the command line and Python offer."""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from limbeck.errors import LimbeckError, unknown
+
+TASKS = {
+    "digits": "limbeck.tasks.digits:digits",
+    "photos": "limbeck.tasks.photos:photos",
+    "prompts": "limbeck.tasks.digit_prompts:prompts",
+    "ring": "limbeck.tasks.ring:ring",
+    "own": "limbeck.tasks.own:own_task_from_options",
+    "diffusers": "limbeck.tasks.diffusers:diffusers_task_from_options",
+}
+DEFAULT = "digits"
+
+
+def module_of(name: str) -> Any:
+    """The module of a task. Raises LimbeckError for unknown names."""
+    if name not in TASKS:
+        raise unknown("task", name, TASKS)
+    return import_module(TASKS[name].partition(":")[0])
+
+
+def task_options() -> dict[str, dict[str, Any]]:
+    """By task, the fields of what it declares as OPTIONS, by name; tasks that declare nothing are left out."""
+    found = {name: getattr(module_of(name), "OPTIONS", None) for name in TASKS}
+    return {name: {f.name: f for f in fields(options)} for name, options in found.items() if options is not None}
+
+
+def given_names(more: Mapping[str, Any]) -> list[str]:
+    """Which of these keywords are options of a task: those declared, and the further keywords of `own_task` and `diffusers_task`."""
+    known = {name for options in task_options().values() for name in options}
+    return [name for name in more if name in known | _further()]
+
+
+def _further() -> set[str]:
+    """Keywords that no command line has, for objects in memory."""
+    from limbeck.tasks.own import own_task
+
+    return set(inspect.signature(own_task).parameters) - {"device", "dtype", "quiet"}
+
+
+def chosen_task(name: str | None, given: Iterable[str]) -> str:
+    """The task that is meant: the one named, or the first that takes all options given. Raises LimbeckError where it takes not all."""
+    given, known = list(given), task_options()
+    known["own"] = {**known["own"], **dict.fromkeys(_further())}
+    if name is None:
+        fitting = [task for task, options in known.items() if set(given) <= set(options)]
+        return DEFAULT if not given else fitting[0] if fitting else _refused(given, known)
+    if name not in TASKS:
+        raise unknown("task", name, TASKS)
+    if strange := [option for option in given if option not in known.get(name, {})]:
+        raise LimbeckError(
+            f"the task {name} does not take {_flag(strange[0])}; that is for the task {_takers(strange[0], known)}: choose it with "
+            "--task, or leave the option out"
+        )
+    return name
+
+
+def _refused(given: list[str], known: Mapping[str, Any]) -> str:
+    takers = "; ".join(f"{_flag(option)} is for the task {_takers(option, known)}" for option in given)
+    raise LimbeckError(f"no task takes all of these options: {takers}")
+
+
+def _takers(option: str, known: Mapping[str, Any]) -> str:
+    return " or ".join(task for task, options in known.items() if option in options) or "none"
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def recorded(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.yaml says of a task's options: all of it where it is of strings and numbers (or lists of strings), else
+    {"python": a description}."""
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in options.items() if value is not None}
+    if all(_plain(value) for value in plain.values()):
+        return plain
+    return {"python": ", ".join(f"{name} {_described(value)}" for name, value in plain.items())}
+
+
+def check_files(options: Mapping[str, Any]) -> None:
+    """Raise LimbeckError for the options of a run that was started with Python objects."""
+    if "python" in options:
+        raise LimbeckError(
+            f"this run was started from Python with objects that no file holds ({options['python']}); go on with it there: "
+            "limbeck.distill(..., out=FOLDER, resume=True) with the same objects, or give files in a new run"
+        )
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, (str, int, float)) or (
+        isinstance(value, (list, tuple)) and all(isinstance(item, (str, float)) for item in value)
+    )
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, (str, int, float)):
+        return str(value)
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ + (f" {tuple(shape)}" if shape is not None else "")
