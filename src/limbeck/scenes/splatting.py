@@ -62,9 +62,10 @@ def render(
 
     ``background``: a number, (3,), (B, 3) or (B, 3, H, W); ``degree`` of the active harmonics (default: all); ``near``: splats closer
     to the camera's plane are left out; ``antialiased``: opacities shrink as the low-pass widens a splat (Mip-Splatting);
-    ``max_pairs`` bounds the memory of the torch backend. ``backend``: "torch" works in float64 on CPU and CUDA, "gsplat" on CUDA;
-    "auto" takes gsplat for CUDA tensors where it is installed. Raises LimbeckError for degenerate splats (see
-    :func:`limbeck.scenes.splats.check_splats`) and backends that cannot work.
+    ``max_pairs``: as many (splat, pixel) pairs are remembered for gradients, where there are more they are found again.
+    ``backend``: "torch" works in float64 on CPU and CUDA, "gsplat" on CUDA; "auto" takes gsplat for CUDA tensors where it is
+    installed. Raises LimbeckError for degenerate splats (see :func:`limbeck.scenes.splats.check_splats`) and backends that
+    cannot work.
     """
     check_splats(splats)
     degree = splats.degree if degree is None else degree
