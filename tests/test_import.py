@@ -19,8 +19,12 @@ CORE = {
 HEAVY = {
     "diffusers",
     "gsplat",
+    "huggingface_hub",
     "jinja2",
     "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
     "pandas",
     "peft",
     "rich",

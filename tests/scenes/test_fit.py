@@ -52,5 +52,4 @@ def test_a_head_from_24_views():
             parameters = apply_edit(prune(Splats(**parameters), step=step), parameters, optimizer)
             sums = ScreenGradients.zeros(Splats(**parameters))
     last = psnr(Splats(**parameters), held_out, images[1::2])
-    print(first, last, len(parameters["means"]))
     assert first < 12 and last > 22

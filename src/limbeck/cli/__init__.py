@@ -1,14 +1,15 @@
-"""The command line: limbeck methods | distill | plan | sample | evaluate | reproduce | report."""
+"""The command line: limbeck methods | distill | plan | sample | evaluate | export | reproduce | report."""
 
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from limbeck.cli.catalogue import methods
 from limbeck.cli.distilling import distill, value_of
+from limbeck.cli.exporting import export
 from limbeck.cli.planning import plan
 from limbeck.cli.show import show
 from limbeck.errors import LimbeckError, unknown
@@ -21,6 +22,7 @@ USAGE = f"""limbeck {__version__}: distil a slow teacher into a fast student
   limbeck plan [METHOD] [options]       how much memory that needs, before it begins; --memory 24GB: does it fit?
   limbeck sample RUN [options]          pictures from a run's student
   limbeck evaluate RUN                  judge a run's student and teacher again
+  limbeck export RUN --to FORM PLACE    take the student home: diffusers, lora, torch-export, onnx; --table says what goes
   limbeck reproduce METHOD... [options] a method's own claims as an experiment on this computer
   limbeck report RUN... [--out FILE]    the report of a run, or a comparison of several
 """
@@ -35,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "plan": plan,
         "sample": sample,
         "evaluate": evaluate,
+        "export": export,
         "reproduce": reproduce,
         "report": report,
     }
@@ -50,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         one_thread()
         return commands[arguments[0]](arguments[1:])
     except LimbeckError as error:
-        print(f"limbeck: {error}", file=sys.stderr)
+        rank = int(os.environ.get("RANK", "0"))  # of several processes
+        print(f"limbeck{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
     except KeyboardInterrupt:
         print("limbeck: interrupted", file=sys.stderr)
@@ -75,23 +79,29 @@ class SampleArguments:
     count: int = 80
     columns: int = 10
     seed: int = 0
+    noise: Literal["keyed", "torch"] = "keyed"
+    """keyed by sample, as in training and evaluation; or as a stock pipeline draws it from torch.manual_seed(SEED)."""
     out: Path | None = None
     """The picture to write (default: samples/sample-SEED.png in the run)."""
 
 
 def sample(arguments: list[str]) -> int:
-    """limbeck sample RUN [--count N] [--columns N] [--seed N] [--out FILE]"""
+    """limbeck sample RUN [--count N] [--columns N] [--seed N] [--noise keyed|torch] [--out FILE]"""
     import tyro
 
     from limbeck import runs
     from limbeck.report import save_grid
+    from limbeck.runs.exporting import sample_as_pipelines_do
 
     folder, rest = _run_and_rest(arguments, "sample")
     given = tyro.cli(SampleArguments, prog="limbeck sample RUN", args=rest)
     if given.count < 1 or given.columns < 1:
         raise LimbeckError(f"--count {given.count} and --columns {given.columns} must be at least 1")
     done, task = runs.open_run(folder, quiet=True)
-    x = task.evaluator.sample(done.sampler(), given.count, given.seed)
+    if given.noise == "torch":
+        x = sample_as_pipelines_do(done, task, given.count, given.seed)
+    else:
+        x = task.evaluator.sample(done.sampler(), given.count, given.seed)
     out = given.out or folder / "samples" / f"sample-{given.seed}.png"
     out.parent.mkdir(parents=True, exist_ok=True)
     save_grid(out, task.evaluator.shown(x), given.columns)

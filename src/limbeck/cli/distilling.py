@@ -77,13 +77,19 @@ def distill(arguments: list[str]) -> int:
     """limbeck distill [METHOD] [options]"""
     from limbeck import runs
     from limbeck.tasks import build_task
+    from limbeck.training import launched
 
     asked = requested("distill", arguments)
     config, how, shared = asked.config, asked.how, asked.shared
-    folder = runs.open_folder(shared.resume or shared.out, config, shared.overwrite, shared.resume is not None)
-    task = build_task(config.task, config.task_options, device=config.device, dtype=config.dtype, quiet=how.quiet)
-    command = " ".join(["limbeck", "distill", *arguments])
-    done = runs.run(config, task, folder, shared.overwrite, shared.resume is not None, how=how, command=command)
+    resuming, command = shared.resume is not None, " ".join(["limbeck", "distill", *arguments])
+    with launched(shared.device, how.parallel) as world:
+        runs.check_place(shared.device, shared.dtype)
+        folder = world.first(lambda: runs.open_folder(shared.resume or shared.out, config, shared.overwrite, resuming))
+        place: dict[str, Any] = {"device": config.device, "dtype": config.dtype, "quiet": how.quiet or not world.writes}
+        task = world.in_turn(lambda: build_task(config.task, config.task_options, **place))
+        done = runs.run(config, task, folder, shared.overwrite, resuming, how=how, command=command, world=world)
+    if not world.writes:
+        return 0
     show(done.summary)
     print(f"\nreport: {folder / 'report.html'}")
     ratio = done.summary["student"]["frechet"] / done.summary["teacher"]["frechet"]
@@ -132,7 +138,6 @@ def requested(command: str, arguments: list[str]) -> Request:
     told = {**({} if stored is None else stored.task_options), **told}
     if stored is None and preset is None:
         asked = _suited(entry.id, task_name, told, options, asked)
-    runs.check_place(shared.device, shared.dtype)
     config = runs.RunConfig(
         entry.id, task_name, told, options_to_dict(asked), shared.seed, shared.device, shared.dtype,
         shared.micro_batches, shared.checkpoint_every, None if shared.from_run is None else str(shared.from_run), shared.precision,

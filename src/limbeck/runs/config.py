@@ -42,7 +42,11 @@ class Execution:
 
     track: tuple[Literal["none", "tensorboard", "wandb", "trackio"], ...] | None = None
     """Where figures go besides metrics.jsonl: tensorboard, wandb, trackio, none (default: TensorBoard if it is installed)."""
+    compile: bool = False
+    """Run the networks through torch.compile, once it was seen to give the same answers and gradients (to rounding)."""
     quiet: bool = False
+    parallel: Literal["replicate", "shard"] = "replicate"
+    """Of several processes (torchrun): each holds all weights, or a part of them."""
     gradient_checkpointing: bool = False
     """Blocks of the networks are computed twice and held once: less memory, one more forward each."""
     offload: bool = False

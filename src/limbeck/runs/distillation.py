@@ -19,7 +19,8 @@ from limbeck.networks import merged
 from limbeck.runs.config import Execution, RunConfig, check_place, jsonable, read_config
 from limbeck.runs.folder import begin, last_checkpoint, open_folder
 from limbeck.tasks import TASKS, Task, build_task, chosen_task, given_names, preferred_options, recorded
-from limbeck.training import Loop, LoopOptions, checkpoint_roles, set_precision
+from limbeck.training import ALONE, Loop, LoopOptions, World, checkpoint_roles, launched, set_precision
+from limbeck.training.compiled import TRIED, compile_roles
 from limbeck.training.options import merged_options, options_from_dict, options_to_dict
 from limbeck.version import __version__
 
@@ -111,7 +112,6 @@ def distill(
     Raises LimbeckError for what it cannot use.
     """
     entry = distilling(method)
-    check_place(device, dtype)
     how = Execution(**{f.name: more.pop(f.name) for f in fields(Execution) if f.name in more})
     given = {"model" if is_pipeline(teacher) else "teacher": teacher, "data": data}
     given = {n: v for n, v in given.items() if v is not None} | {n: more.pop(n) for n in given_names(more)}
@@ -141,9 +141,12 @@ def distill(
         None if from_run is None else str(from_run.path if isinstance(from_run, Run) else from_run),
         precision,
     )
-    folder = open_folder(out, config, overwrite, resume)
-    built = task if isinstance(task, Task) else build_task(name, told, device=device, dtype=dtype, quiet=how.quiet)
-    return run(config, built, folder, overwrite, resume, how=how, command=command)
+    with launched(device, how.parallel) as world:
+        check_place(device, dtype)
+        place: dict[str, Any] = {"device": device, "dtype": dtype, "quiet": how.quiet or not world.writes}
+        folder = world.first(lambda: open_folder(out, config, overwrite, resume))
+        built = task if isinstance(task, Task) else world.in_turn(lambda: build_task(name, told, **place))
+        return run(config, built, folder, overwrite, resume, how=how, command=command, world=world)
 
 
 def is_pipeline(teacher: Any) -> bool:
@@ -160,12 +163,16 @@ def run(
     *,
     how: Execution = Execution(),  # noqa: B008
     command: str | None = None,
+    world: World = ALONE,
 ) -> Run:
-    """Train (or go on training) in a folder that :func:`open_folder` allowed, judge teacher and student, write it all down."""
+    """Train (or go on training) in a folder that :func:`open_folder` allowed, judge teacher and student, write it all down.
+
+    Of several processes one judges and writes; the summary of the others is empty.
+    """
     method, options = prepare(config, task)
     if how.gradient_checkpointing:
         checkpoint_roles(method.roles)
-    begin(folder, config, overwrite, resume)
+    world.first(lambda: begin(folder, config, overwrite, resume))
     nfe = len(method.times)
     loop = Loop(
         method,
@@ -185,18 +192,27 @@ def run(
         track=how.track,
         meta={"method": config.method},
         quiet=how.quiet,
+        world=world,
         offload=how.offload,
     )
-    if (folder / "checkpoints").is_dir():
-        checkpoint = last_checkpoint(folder)
+    if world.first(lambda: (folder / "checkpoints").is_dir()):
+        checkpoint = last_checkpoint(folder, quiet=not world.writes)
         if checkpoint.meta.get("method") != config.method:
             raise LimbeckError(f"{folder} holds a run of {checkpoint.meta.get('method')!r}, not of {config.method!r}")
         loop.restore(checkpoint)
-        print(f"resumed {folder} at step {loop.step} of {options.iterations}", file=sys.stderr)
+        if world.any(loop.step != world.first(lambda: loop.step)):
+            raise LimbeckError(
+                f"not all processes see the same checkpoints in {folder}; put it on a disk that all of them share"
+            )
+        if world.writes:
+            print(f"resumed {folder} at step {loop.step} of {options.iterations}", file=sys.stderr)
+    if how.compile:
+        compile_roles(method, (loop.batches(step)[0] for step in range(loop.step, loop.step + TRIED)))
     loop.train()
-    summary = summarise(config, task, method, loop, command)
-    done = Run(folder, config, method, summary)
-    write_down(done, task)
+    if not world.evaluates:
+        return Run(folder, config, method, {})
+    done = Run(folder, config, method, summarise(config, task, method, loop, command))
+    write_down(done, task, world)
     return done
 
 
@@ -226,7 +242,7 @@ def summarise(config: RunConfig, task: Task, method: Generator, loop: Loop, comm
     }
 
 
-def write_down(done: Run, task: Task) -> None:
+def write_down(done: Run, task: Task, world: World = ALONE) -> None:
     """Samples, student, summary and report."""
     from limbeck.report import save_grid, write_report
 
@@ -236,11 +252,15 @@ def write_down(done: Run, task: Task) -> None:
         "student": done.sampler(),
     }
     pictures = {"real": task.pictures(PICTURED), **{n: task.pictures(PICTURED, s) for n, s in samplers.items()}}
+    info = {"method": done.config.method, "task": done.config.task, "times": done.method.times.tolist()}
+    with world.gathered(done.student):
+        if world.writes:
+            save_student(done.path / "student", merged(done.student), info)
+    if not world.writes:
+        return
     (done.path / "samples").mkdir(exist_ok=True)
     for name, images in pictures.items():
         save_grid(done.path / "samples" / f"{name}.png", images, PICTURED)
-    info = {"method": done.config.method, "task": done.config.task, "times": done.method.times.tolist()}
-    save_student(done.path / "student", merged(done.student), info)
     (done.path / "summary.json").write_text(json.dumps(jsonable(done.summary), indent=2) + "\n")
     write_report(done.path)
 

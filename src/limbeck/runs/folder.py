@@ -49,10 +49,10 @@ def begin(folder: Path, config: RunConfig, overwrite: bool, resume: bool) -> Non
     (folder / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
 
 
-def last_checkpoint(folder: Path) -> Checkpoint:
+def last_checkpoint(folder: Path, quiet: bool = False) -> Checkpoint:
     """The last good checkpoint of a run; says which damaged ones it passed over."""
     checkpoint = load_checkpoint(folder / "checkpoints")
-    for line in checkpoint.skipped:
+    for line in checkpoint.skipped if not quiet else ():
         print(f"skipped a damaged checkpoint: {line}", file=sys.stderr)
     return checkpoint
 

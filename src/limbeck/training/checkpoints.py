@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from limbeck.errors import LimbeckError, unknown
+from limbeck.training import tensorfile
 from limbeck.training.durable import Writer, discard, sync_folder, verify, write_known, write_synced
 from limbeck.training.sealed import Damaged, Document, check_json, seal, unseal
 from limbeck.training.tensorfile import chunks, untie
@@ -124,6 +125,12 @@ def save(
     except (OSError, Damaged) as error:
         warnings.warn(f"old checkpoints in {folder} were not removed: {error}", stacklevel=2)
     return final
+
+
+def take_part(tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """What the other processes do while one saves tensors that are split over all of them."""
+    for named in tensors.values():
+        tensorfile.take_part(named)
 
 
 def load(folder: Path | str, which: str | int = "last") -> Checkpoint:

@@ -200,6 +200,10 @@ class Method:
     roles: dict[str, Role]
     draws: int = 1
     """How many batches of data one iteration uses (:meth:`Batch.draw`)."""
+    whole: str | None = None
+    """Why its weights cannot be split over processes (None: they can)."""
+    writes: bool = True
+    """Is this the process that writes files, if the method has some of its own?"""
 
     def step(self, batch: Batch) -> Step:
         """One iteration, yielding updates and totals."""

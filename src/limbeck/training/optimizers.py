@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError, unknown
 from limbeck.training.method import OptimizerOptions, Role
+from limbeck.training.parallel import placed
 
 EIGHT_BIT = {"adam8bit": "Adam8bit", "adamw8bit": "AdamW8bit"}
 """Optimizers of bitsandbytes, by kind."""
@@ -80,7 +81,7 @@ class Trained:
             mine = {k.removeprefix(f"{param}/"): v for k, v in state.items() if k.rpartition("/")[0] == param}
             # optimizers keep their step counter on the CPU unless they are fused
             near = p.device if self.optimizer.defaults.get("fused") else "cpu"
-            self.optimizer.state[p] = {k: v.to(near if k == "step" else p.device) for k, v in mine.items()}
+            self.optimizer.state[p] = {k: v.to(near) if k == "step" else placed(v, p).to(p.device) for k, v in mine.items()}
             if self.options.kind in EIGHT_BIT and mine:
                 self.optimizer.state[p]["step"] = int(mine["step"])  # bitsandbytes counts with a Python integer
             if not mine:
@@ -91,7 +92,8 @@ class Trained:
 
     def _restore(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         present = module.state_dict()
-        module.load_state_dict({**{n: present[n] for n in self.held}, **tensors})
+        whole = {n: placed(v, present.get(n)) for n, v in tensors.items()}
+        module.load_state_dict({**{n: present[n] for n in self.held}, **whole})
 
 
 def _eight_bit(kind: str) -> Any:
