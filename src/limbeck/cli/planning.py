@@ -25,13 +25,14 @@ def plan(arguments: list[str]) -> int:
     asked = requested("plan", rest)
     config, how = asked.config, asked.how
     limit = device_memory(config.device) if limit is None else limit
-    task = build_task(config.task, config.task_options, device=config.device, dtype=config.dtype, quiet=how.quiet)
     choice = runs.Choice(config, how)
-    made = choice.plan(task)
     say = (lambda text: None) if how.quiet else (lambda text: print(f"limbeck: {text}", file=sys.stderr))
-    fits = limit is None or made.peak <= limit
-    single = [] if fits else runs.savings(choice, task, say)
-    way = None if fits or limit is None else runs.enough(choice, task, single, limit, say)
+    with asked.named():
+        task = build_task(config.task, config.task_options, device=config.device, dtype=config.dtype, quiet=how.quiet)
+        made = choice.plan(task)
+        fits = limit is None or made.peak <= limit
+        single = [] if fits else runs.savings(choice, task, say)
+        way = None if fits or limit is None else runs.enough(choice, task, single, limit, say)
     if "--json" in arguments:
         facts = {**asdict(made), "working": made.working, "memory": limit, "fits": None if limit is None else fits}
         facts |= {"savings": [asdict(s) for s in single], "enough": way and {"flags": way[0], "peak": way[1]}}

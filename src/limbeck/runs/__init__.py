@@ -4,8 +4,8 @@ A run's folder: config.yaml, metrics.jsonl, checkpoints/, samples/, student.safe
 """
 
 from limbeck.runs.config import FORMAT, Execution, RunConfig, check_place, parse_config, read_config
-from limbeck.runs.distillation import Run, distill, distilling, open_run, prepare, run
-from limbeck.runs.folder import begin, fresh_folder, last_checkpoint, open_folder
+from limbeck.runs.distillation import Run, distill, distilling, loop_options, open_run, prepare, run
+from limbeck.runs.folder import begin, fresh_folder, open_folder, restore
 from limbeck.runs.plan import Plan, plan_run
 from limbeck.runs.saving import Choice, Saving, enough, savings
 
@@ -23,13 +23,14 @@ __all__ = [
     "distilling",
     "enough",
     "fresh_folder",
-    "last_checkpoint",
+    "loop_options",
     "open_folder",
     "open_run",
     "parse_config",
     "plan_run",
     "prepare",
     "read_config",
+    "restore",
     "run",
     "savings",
 ]

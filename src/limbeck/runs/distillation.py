@@ -4,6 +4,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +18,13 @@ from limbeck.methods import Entry, find, preset_of
 from limbeck.methods.generators.generator import Generator, make_method
 from limbeck.networks import merged
 from limbeck.runs.config import Execution, RunConfig, check_place, jsonable, read_config
-from limbeck.runs.folder import begin, last_checkpoint, open_folder
-from limbeck.tasks import TASKS, Task, build_task, chosen_task, given_names, preferred_options, recorded
-from limbeck.training import ALONE, Loop, LoopOptions, World, checkpoint_roles, launched, set_precision
+from limbeck.runs.folder import begin, open_folder, restore
+from limbeck.tasks import TASKS, Task, build_task, chosen_task, given_names, named_by, preferred_options, recorded
+from limbeck.training import ALONE, Loop, LoopOptions, World, checkpoint_roles, checkpoints, launched, set_precision
 from limbeck.training.compiled import TRIED, compile_roles
+from limbeck.training.durable import assembled
 from limbeck.training.options import merged_options, options_from_dict, options_to_dict
+from limbeck.training.plain import read_plain
 from limbeck.version import __version__
 
 EVALUATIONS = 6  # evaluations of the student along a run, the last one at its end
@@ -47,21 +50,21 @@ class Run:
         return self.method.sampler()
 
 
-def prepare(config: RunConfig, task: Task) -> tuple[Generator, Any]:
-    """The method of a configuration on a task, and its options."""
+def prepare(config: RunConfig, task: Task, trust_code: bool = False) -> tuple[Generator, Any]:
+    """The method of a configuration on a task, and its options. ``trust_code``: of the run that it begins with."""
     cls, options_class, _ = distilling(config.method).load()
     options = options_from_dict(options_class, config.options, f"options of {config.method}")
     if config.from_run is not None:
-        task = started(task, config.from_run)
+        task = started(task, config.from_run, trust_code)
     method = make_method(cls, options, task, config.seed)
     if config.precision != "float32":
         set_precision(method.roles, getattr(torch, config.precision))
     return method, options
 
 
-def started(task: Task, folder: Path | str) -> Task:
+def started(task: Task, folder: Path | str, trust_code: bool = False) -> Task:
     """The task with the student of another run as what students and critics start as. Raises LimbeckError if it does not fit."""
-    before, other = open_run(folder, quiet=True)
+    before, other = open_run(folder, quiet=True, trust_code=trust_code)
     if other.shape != task.shape:
         raise LimbeckError(f"the student of {folder} makes samples {other.shape}, but the task {task.name} has {task.shape}")
     return replace(task, start=before.student, start_sigmas=before.method.sigmas)
@@ -111,13 +114,15 @@ def distill(
     keywords of :func:`limbeck.tasks.diffusers.diffusers_task`. None: a ``task`` by name ("digits", the default). ``method``: see
     `limbeck methods`; ``options``: its options dataclass, or a mapping of those that differ from the ``preset``; further
     keywords are options too (``alpha=1.0``), or say how to carry the run out (:class:`limbeck.runs.Execution`: ``quiet=True``).
-    ``from_run``: a run, whose student is what this one begins with. ``precision``: bfloat16 runs the networks
-    under autocast, losses in ``dtype``. ``out``: the run's folder (None: a new one under runs/).
+    ``from_run``: a run, whose student is what this one begins with (a folder that names code needs ``trust_code=True``).
+    ``precision``: bfloat16 runs the networks under autocast, losses in ``dtype``. ``out``: the run's folder (None: a new one
+    under runs/).
     Returns a :class:`Run`.
     Raises LimbeckError for what it cannot use.
     """
     entry = distilling(method)
     how = Execution(**{f.name: more.pop(f.name) for f in fields(Execution) if f.name in more})
+    how = replace(how, trust_code=how.trust_code or isinstance(from_run, Run))  # one that is open was trusted before
     given = {"model" if is_pipeline(teacher) else "teacher": teacher, "data": data}
     given = {n: v for n, v in given.items() if v is not None} | {n: more.pop(n) for n in given_names(more)}
     if isinstance(task, Task) and given:
@@ -146,6 +151,7 @@ def distill(
         None if from_run is None else str(from_run.path if isinstance(from_run, Run) else from_run),
         precision,
     )
+    loop_options(config, options)
     with launched(device, how.parallel) as world:
         check_place(device, dtype)
         place: dict[str, Any] = {"device": device, "dtype": dtype, "quiet": how.quiet or not world.writes}
@@ -174,7 +180,7 @@ def run(
 
     Of several processes one judges and writes; the summary of the others is empty.
     """
-    method, options = prepare(config, task)
+    method, options = prepare(config, task, how.trust_code)
     if how.gradient_checkpointing:
         checkpoint_roles(method.roles)
     world.first(lambda: begin(folder, config, overwrite, resume))
@@ -182,14 +188,7 @@ def run(
     loop = Loop(
         method,
         task.source,
-        LoopOptions(
-            options.iterations,
-            options.batch,
-            config.micro_batches,
-            config.seed,
-            config.checkpoint_every,
-            evaluate_every=max(-(-options.iterations // EVALUATIONS), 1),
-        ),
+        loop_options(config, options),
         folder=folder,
         device=config.device,
         evaluate=lambda step: _kept(task.evaluator(method.sampler(), nfe)),
@@ -200,11 +199,8 @@ def run(
         world=world,
         offload=how.offload,
     )
-    if world.first(lambda: (folder / "checkpoints").is_dir()):
-        checkpoint = last_checkpoint(folder, quiet=not world.writes)
-        if checkpoint.meta.get("method") != config.method:
-            raise LimbeckError(f"{folder} holds a run of {checkpoint.meta.get('method')!r}, not of {config.method!r}")
-        loop.restore(checkpoint)
+    if world.first(lambda: checkpoints.exist(folder / "checkpoints")):  # else the run died before its first one
+        restore(loop, folder, config, quiet=not world.writes)
         if world.any(loop.step != world.first(lambda: loop.step)):
             raise LimbeckError(
                 f"not all processes see the same checkpoints in {folder}; put it on a disk that all of them share"
@@ -219,6 +215,14 @@ def run(
     done = Run(folder, config, method, summarise(config, task, method, loop, command))
     write_down(done, task, world)
     return done
+
+
+def loop_options(config: RunConfig, options: Any) -> LoopOptions:
+    """How long and how often. Raises LimbeckError for numbers that no run can have, before any teacher is trained for it."""
+    every = max(-(-options.iterations // EVALUATIONS), 1)
+    return LoopOptions(
+        options.iterations, options.batch, config.micro_batches, config.seed, config.checkpoint_every, evaluate_every=every
+    )
 
 
 def summarise(config: RunConfig, task: Task, method: Generator, loop: Loop, command: str | None) -> dict[str, Any]:
@@ -258,27 +262,36 @@ def write_down(done: Run, task: Task, world: World = ALONE) -> None:
     }
     pictures = {"real": task.pictures(PICTURED), **{n: task.pictures(PICTURED, s) for n, s in samplers.items()}}
     info = {"method": done.config.method, "task": done.config.task, "times": done.method.times.tolist()}
-    with world.gathered(done.student):
-        if world.writes:
-            save_student(done.path / "student", merged(done.student), info)
-    if not world.writes:
-        return
-    (done.path / "samples").mkdir(exist_ok=True)
-    for name, images in pictures.items():
-        save_grid(done.path / "samples" / f"{name}.png", images, PICTURED)
-    (done.path / "summary.json").write_text(json.dumps(jsonable(done.summary), indent=2) + "\n")
+    with assembled(done.path) if world.writes else nullcontext(done.path) as folder:
+        with world.gathered(done.student):
+            if world.writes:
+                save_student(folder / "student", merged(done.student), info)
+        if not world.writes:
+            return
+        (folder / "samples").mkdir()
+        for name, images in pictures.items():
+            save_grid(folder / "samples" / f"{name}.png", images, PICTURED)
+        (folder / "summary.json").write_text(json.dumps(jsonable(done.summary), indent=2) + "\n")
     write_report(done.path)
 
 
-def open_run(folder: Path | str, quiet: bool = False) -> tuple[Run, Task]:
-    """A run with its student as of the last good checkpoint, and its task."""
+def open_run(folder: Path | str, quiet: bool = False, trust_code: bool = False) -> tuple[Run, Task]:
+    """A run with its student as of the last good checkpoint, and its task.
+
+    ``trust_code``: import what its config.yaml names as MODULE:NAME or .pt2. Raises LimbeckError where it names any otherwise.
+    """
     config = read_config(folder)
-    task = build_task(config.task, config.task_options, device=config.device, dtype=config.dtype, quiet=quiet)
-    method, options = prepare(config, task)
+    check_place(config.device, config.dtype)
+    with named_by(Path(folder) / "config.yaml", trust_code):
+        task = build_task(config.task, config.task_options, device=config.device, dtype=config.dtype, quiet=quiet)
+        method, options = prepare(config, task, trust_code)
     loop = Loop(method, task.source, LoopOptions(options.iterations, options.batch, seed=config.seed), quiet=True)
-    loop.restore(last_checkpoint(Path(folder)))
+    restore(loop, Path(folder), config)
     file = Path(folder) / "summary.json"
-    return Run(Path(folder), config, method, json.loads(file.read_text()) if file.is_file() else {}), task
+    summary = read_plain(file)[1] if file.is_file() else {}
+    if not isinstance(summary, dict):
+        raise LimbeckError(f"{file} holds no names with values: remove it, or resume the run to write it again")
+    return Run(Path(folder), config, method, summary), task
 
 
 def _kept(figures: Mapping[str, float]) -> dict[str, float]:

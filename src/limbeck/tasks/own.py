@@ -20,6 +20,7 @@ from limbeck.tasks.own_teacher import Declared, as_denoiser, parsed_range, read_
 from limbeck.tasks.task import Evaluator, Task
 from limbeck.tasks.trial import tried
 from limbeck.training import TensorSource
+from limbeck.training.options import check_arguments
 
 JUDGED = 4096  # most samples and most real images of an evaluation
 LEAST = 2048
@@ -153,6 +154,7 @@ OPTIONS = OwnOptions
 
 def own_task_from_options(teacher: Any = None, data: Any = None, **options: Any) -> Task:
     """`own_task` from what a run's config.yaml or the command line says."""
+    check_arguments(own_task, options, "options of the task 'own'")
     return own_task(teacher, data, **options)
 
 

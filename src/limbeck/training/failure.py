@@ -2,9 +2,11 @@
 
 import json
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 from limbeck.errors import LimbeckError
+from limbeck.training.durable import put_in_place
 
 
 class NonFiniteError(LimbeckError):
@@ -19,6 +21,14 @@ class Interrupted(LimbeckError):
         self.exit_code = 128 + signum
 
 
+class NotFinite(LimbeckError):
+    """Raised inside a method's step; the loop adds the step to it (:func:`non_finite`)."""
+
+    def __init__(self, role: str, quantity: str, value: float):
+        super().__init__(f"the {quantity} of the role {role!r} is {value}")
+        self.role, self.quantity, self.value = role, quantity, value
+
+
 def non_finite(folder: Path | None, role: str, step: int, quantity: str, value: float, writes: bool = True) -> NonFiniteError:
     """The error for a value that is not finite; its facts go to failure.json in the run's folder, if this process writes it."""
     text = f"the {quantity} of the role {role!r} is {value} at step {step}"
@@ -27,7 +37,8 @@ def non_finite(folder: Path | None, role: str, step: int, quantity: str, value: 
     replay = f"limbeck distill --resume {folder}"
     facts = {"role": role, "step": step, "quantity": quantity, "value": str(value), "replay": replay}
     if writes:
-        (folder / "failure.json").write_text(json.dumps(facts, indent=2) + "\n")
+        with suppress(OSError):  # a full disk must not hide what failed
+            put_in_place(folder / "failure.json", json.dumps(facts, indent=2) + "\n")
     return NonFiniteError(
         f"{text}. The last checkpoint is intact and noise is keyed by step, so `{replay}` replays the failure; "
         "to go on, start anew with a lower learning rate, a clip, or float32"

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from limbeck.errors import LimbeckError, unknown
 from limbeck.training import allocator, checkpoints
 from limbeck.training.diagnostics import Watch
-from limbeck.training.failure import interrupted, non_finite
+from limbeck.training.failure import NotFinite, interrupted, non_finite
 from limbeck.training.method import Batch, Method, Source, Step, Total, Update
 from limbeck.training.offload import Offload, Resident
 from limbeck.training.optimizers import Trained
@@ -77,8 +78,9 @@ class Loop:
         self.evaluate, self.best, self.track = evaluate, best, track
         self.meta, self.quiet, self.world = dict(meta or {}), quiet or not world.writes, world
         self.step, self.seconds, self.best_value = 0, 0.0, math.inf
+        self.best_step: int | None = None
         self.history: list[tuple[int, Figures]] = []
-        self.messages: list[str] = []
+        self.watch, self.messages = Watch(), list[str]()
         if offload and world.sharded:
             raise LimbeckError("--parallel shard splits what --offload would move away; take one of them")
         world.adopt(method)  # before parameters are captured: they may be split
@@ -142,6 +144,8 @@ class Loop:
             result = generator.send(reply)
         except StopIteration:
             return None
+        except NotFinite as error:
+            self._fail(error.role, error.quantity, error.value)
         if torch.is_grad_enabled() != grad or torch.is_autocast_enabled(self.device.type) != autocast:
             generator.close()
             raise LimbeckError(
@@ -197,14 +201,17 @@ class Loop:
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Everything the next iteration depends on: tensors by group and name, and JSON-able facts."""
-        tensors: dict[str, dict[str, Tensor]] = {"rng": rng_state(), "method": self.method.state()}
+        tensors: dict[str, dict[str, Tensor]] = {"rng": rng_state(), "watch": self.watch.state()}
+        tensors["method"] = self.method.state()
         for name, trained in self.trained.items():
             tensors |= trained.tensors(name)
         best = None if math.isinf(self.best_value) else self.best_value
         facts = {
             "seconds": self.seconds,
             "best": best,
+            "best_step": self.best_step,
             "torch": str(torch.__version__),
+            "messages": self.messages,
             "history": [list(h) for h in self.history],
             **self.meta,
         }
@@ -220,11 +227,17 @@ class Loop:
         self.method.load_state(tensors["method"])
         self.step, self.seconds = checkpoint.step, float(checkpoint.meta["seconds"])
         self.best_value = math.inf if checkpoint.meta["best"] is None else checkpoint.meta["best"]
+        self.best_step = checkpoint.meta.get("best_step")
+        self.watch.load_state(tensors.get("watch", {}))
+        self.messages = list(checkpoint.meta.get("messages", []))
         self.history = [(int(step), dict(figures)) for step, figures in checkpoint.meta["history"]]
         restore_rng(tensors["rng"])
         self._restored = True
         if self.folder is not None and self.world.writes:
-            checkpoints.rewind(self.folder / "checkpoints", self.step)  # later ones, damaged, would be "last" again
+            if self.best_step == self.step:  # the run may have died before best.json said so
+                checkpoints.mark_best(self.folder / "checkpoints", self.step)
+            # later ones, damaged, would be "last" again
+            checkpoints.rewind(self.folder / "checkpoints", self.step, self.options.keep)
 
     def save(self, best: bool = False) -> None:
         """Write a checkpoint of this step, if the run has a folder. All processes take part, and go on once it is there."""
@@ -243,38 +256,37 @@ class Loop:
     def train(self, title: str = "") -> None:
         """Run to the last iteration. SIGINT and SIGTERM end the run between two iterations with a checkpoint."""
         allocator.keep_freed_memory()
-        options, watch = self.options, Watch()
+        options = self.options
         title, total = title or f"distil {type(self.method).__name__}", options.iterations
         tracker = None
         if self.folder is not None and self.world.writes:
             tracker = Tracker(self.folder, self.track, resume_from=self.step if self._restored else None)
         if self.step == 0:
             self.save()
-        with noted_signals(self._note_signal), Progress(title, total, self.step, self.quiet) as progress:
-            try:
-                while self.step < total:
-                    start = time.perf_counter()
-                    figures = self.iterate()
-                    self.seconds += time.perf_counter() - start
-                    last = self.step == total
-                    for message in watch(self.step, figures):
-                        self.messages.append(message)
-                        if self.world.writes:
-                            progress.say(message)
-                    best = False
-                    if self.evaluate is not None and (last or _due(self.step, options.evaluate_every)):
-                        best = self._judge(figures)
-                    if tracker is not None and (last or best or _due(self.step, options.log_every)):
-                        tracker.log(self.step, figures)
-                    progress.advance(self.step, figures)
-                    signum = self.world.stopping(self._signal)
-                    if last or best or _due(self.step, options.checkpoint_every) or signum is not None:
-                        self.save(best)
-                    if signum is not None and not last:
-                        raise interrupted(self.folder, self.step, signum)
-            finally:
-                if tracker is not None:
-                    tracker.close()
+        bar = Progress(title, total, self.step, self.quiet)
+        with noted_signals(self._note_signal), bar as progress, tracker or nullcontext():
+            while self.step < total:
+                start = time.perf_counter()
+                figures = self.iterate()
+                self.seconds += time.perf_counter() - start
+                last = self.step == total
+                for message in self.watch(self.step, figures):
+                    self.messages.append(message)
+                    if self.world.writes:
+                        progress.say(message)
+                best = False
+                if self.evaluate is not None and (last or _due(self.step, options.evaluate_every)):
+                    best = self._judge(figures)
+                if tracker is not None and (last or best or _due(self.step, options.log_every)):
+                    tracker.log(self.step, figures)
+                progress.advance(self.step, figures)
+                signum = self.world.stopping(self._signal)
+                if last or best or _due(self.step, options.checkpoint_every) or signum is not None:
+                    if tracker is not None:
+                        tracker.sync()
+                    self.save(best)
+                if signum is not None and not last:
+                    raise interrupted(self.folder, self.step, signum)
 
     def _judge(self, figures: Figures) -> bool:
         """Evaluate the student, into the figures; is it the best so far?"""
@@ -283,9 +295,9 @@ class Loop:
             shown = self.evaluate(self.step)
             self.history.append((self.step, shown))
             figures |= shown
-            if self.best is not None:
-                best = shown[self.best] < self.best_value
-                self.best_value = min(self.best_value, shown[self.best])
+            value = math.inf if self.best is None else shown.get(self.best, math.inf)
+            if best := value < self.best_value:
+                self.best_value, self.best_step = value, self.step
         return self.world.any(best and self.world.writes)
 
     def _note_signal(self, signum: int, frame: FrameType | None) -> None:

@@ -47,6 +47,7 @@ from limbeck.methods.generators.generator import Generator, Ingredients
 from limbeck.methods.generators.options import ScoreOptions, dmd2_rate
 from limbeck.methods.generators.score import ScoreDistillation
 from limbeck.samplers import Chain, Rollout
+from limbeck.tasks import refuse_code
 from limbeck.training import Batch, EmaOptions, Role, Step, Total, Update
 from limbeck.training.options import options_from_dict
 
@@ -131,6 +132,8 @@ class DisBack(Generator):
         super().__init__(parts, o.sigmas, self.host.student, renoise=o.renoise, begin=o.begin)
         self.draws = self.host.draws
         self.losses: list[float] = []
+        if o.record is not None:
+            refuse_code(o.record, "the folder to write the path to,")
         self.recorded: list[dict[str, Tensor]] = []
         self.path = Degradation(parts.teacher, self.host.critic)
         if o.path is not None:
