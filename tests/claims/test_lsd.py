@@ -49,7 +49,7 @@ def lost(**changes):
 def test_good_figures_hold_and_what_is_not_shown_is_reported():
     assert not lost()
     reported = [c.statement for c in judge([GOOD]) if not c.gated and not c.holds]
-    assert "the same without the guard" in reported and any("countdown, 8 steps, LSD+" in s for s in reported)
+    assert "absorbing, the same without the guard" in reported and any("countdown, 8 steps, LSD+" in s for s in reported)
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,9 @@ def judge(runs: Sequence[Figures]) -> list[Check]:
             ratio("drawn absorbing trajectory guarded", "absorbing euler"),
             1.01,
         ),
-        at_most("the same without the guard", ratio("drawn absorbing trajectory", "absorbing euler"), 1.0, gated=False),
+        at_most(
+            "absorbing, the same without the guard", ratio("drawn absorbing trajectory", "absorbing euler"), 1.0, gated=False
+        ),
         at_most(
             "absorbing, 4 steps, log score x 1.15 (no objective finds it) / Euler: KL",
             ratio("absorbing log score x 1.15", "absorbing euler"),
