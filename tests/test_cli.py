@@ -26,6 +26,7 @@ def _threads(monkeypatch):
         (["distill", "--task", "digit"], "unknown task 'digit': did you mean 'digits'?"),
         (["distill", "dmd", "--preset", "paper-imagenet"], "unknown preset 'paper-imagenet': did you mean 'paper-imagenet64'?"),
         (["distill", "gaussian-score"], "gaussian-score is a sampler and distils nothing"),
+        (["distill", "lsd"], "lsd has no task to distil yet"),
         (["distill", "--resume", "nowhere"], "nowhere is not a run"),
         (["distill", "--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
         (["sample"], "limbeck sample needs the folder of a run first"),

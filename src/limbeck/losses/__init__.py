@@ -13,6 +13,7 @@ from limbeck.losses.continuous import (
 )
 from limbeck.losses.denoising import WEIGHTS, denoising_errors, denoising_loss, denoising_target, importance_weight
 from limbeck.losses.preference import clipped, customisation_loss, denoising_ratios, pair_loss, ranked
+from limbeck.losses.score_entropy import score_entropy
 
 __all__ = [
     "TANGENT_NORMALISERS",
@@ -39,6 +40,7 @@ __all__ = [
     "pseudo_huber",
     "r1_finite_difference",
     "ranked",
+    "score_entropy",
     "squared",
     "trig_velocity",
 ]

@@ -123,5 +123,10 @@ METHODS: dict[str, Entry] = {
             "The Unreasonable Effectiveness of Gaussian Score Approximation for Diffusion Models and its Applications",
             "2412.09726", 2024, "", "teacher", aliases=("teleport", "teleportation"), data="statistics", null="no",
         ),
+        Entry(
+            "lsd", "Learnable sampler distillation of discrete diffusion (LSD, LSD+)",
+            "Learnable Sampler Distillation for Discrete Diffusion Models", "2509.19962", 2025, "limbeck.methods.sequences.lsd",
+            "teacher; the student is its sampler's 2 M numbers", aliases=("lsd+",), null="no", wing="sequences",
+        ),
     )
 }  # fmt: skip

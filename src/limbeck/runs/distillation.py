@@ -71,8 +71,13 @@ def started(task: Task, folder: Path | str, trust_code: bool = False) -> Task:
 
 
 def distilling(name: str) -> Entry:
-    """The entry of a method that distils. Raises LimbeckError for unknown names and for samplers."""
+    """The entry of a method that distils a task. Raises LimbeckError for unknown names, samplers, and wings without tasks."""
     entry = find(name)
+    if entry.wing != "generators":
+        raise LimbeckError(
+            f"{entry.id} has no task to distil yet (its wing is {entry.wing}); it is trained by `limbeck reproduce {entry.id}`, "
+            f"or from Python with {entry.module}"
+        )
     if not entry.module:
         raise LimbeckError(f"{entry.id} is a sampler and distils nothing; see `limbeck reproduce {entry.id}`")
     return entry
