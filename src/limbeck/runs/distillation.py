@@ -67,8 +67,12 @@ def started(task: Task, folder: Path | str) -> Task:
 
 
 def distilling(name: str) -> Entry:
-    """The entry of a method that distils. Raises LimbeckError for unknown names and for samplers."""
+    """The entry of a method that distils a task. Raises LimbeckError for unknown names, samplers, and wings without tasks."""
     entry = find(name)
+    if entry.wing != "generators":
+        raise LimbeckError(
+            f"no task trains {entry.id} yet: run `limbeck reproduce {entry.id}`, or train it from Python with limbeck.training.Loop"
+        )
     if not entry.module:
         raise LimbeckError(f"{entry.id} is a sampler and distils nothing; see `limbeck reproduce {entry.id}`")
     return entry
