@@ -115,7 +115,9 @@ def test_convex_along_segments():
 def test_the_optimum_has_the_teachers_order():
     """With a tiny ridge (the infimum lies at infinity), for 50 teachers at once."""
     t, y, s = normal(50, 6, seed=1), labels(50, 6), torch.zeros(50, 6, dtype=F64, requires_grad=True)
-    solver = torch.optim.LBFGS([s], lr=1.0, max_iter=150, tolerance_grad=1e-12, tolerance_change=1e-14, line_search_fn="strong_wolfe")
+    solver = torch.optim.LBFGS(
+        [s], lr=1.0, max_iter=150, tolerance_grad=1e-12, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+    )
 
     def closure():
         solver.zero_grad()

@@ -198,7 +198,12 @@ def flat():
         (torch.full((24, 5), torch.nan), net(2), source(), "the teacher's logits hold NaN"),
         (net(1), flat().double(), source(), r"logits \(B, ..., C\), the classes last, not \(12,\)"),
         (net(1), net(2), TensorSource(torch.zeros(24, 4, dtype=torch.float64)), "learns from inputs and labels"),
-        (net(1), net(2), TensorSource(torch.zeros(24, 4, dtype=torch.float64), {"label": torch.full((24,), 5)}), "label 5 lies outside"),
+        (
+            net(1),
+            net(2),
+            TensorSource(torch.zeros(24, 4, dtype=torch.float64), {"label": torch.full((24,), 5)}),
+            "label 5 lies outside",
+        ),
     ],
 )
 def test_what_cannot_be_trained(teacher, student, data, message):

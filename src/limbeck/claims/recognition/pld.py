@@ -19,7 +19,7 @@ from limbeck.losses import effective_picks, ranking_weights, teacher_ranking
 from limbeck.methods.recognition.pld import PLD, PLDOptions
 from limbeck.metrics import kendall_tau
 
-TRAIN, FEW, STUDENTS = 1097, 150, 5
+TRAIN, FEW, STUDENTS = 1097, 150, 15
 ARMS: dict[str, dict[str, Any]] = {
     "CE": {"loss": "ce"},
     "KD 0.1": {"loss": "kd", "tau": 2.0, "label_weight": 0.1},

@@ -42,6 +42,7 @@ from limbeck.losses import (
 from limbeck.methods.recognition.classifiers import check_apart, counts, labelled, logits_of, whole_mean
 from limbeck.training import Batch, EmaOptions, Method, OptimizerOptions, Role, Step, Total, Update
 
+Logs = dict[str, Tensor | float]
 FEW, PATIENCE = 1.05, 20  # picks below which the ranking is its label alone; iterations in a row until that is said
 
 
@@ -94,7 +95,9 @@ class PLD(Method):
 
     def __init__(self, teacher: nn.Module | Tensor | None, student: nn.Module, options: PLDOptions = PRESETS["recommended"]):
         if teacher is None and options.loss != "ce":
-            raise LimbeckError(f"loss={options.loss!r} needs a teacher: a module, or its logits; loss='ce' alone learns without")
+            raise LimbeckError(
+                f"loss={options.loss!r} needs a teacher: a module, or its logits; loss='ce' alone learns without"
+            )
         self.teacher, self.student, self.options = teacher, student, options
         if isinstance(teacher, nn.Module):
             check_apart(teacher, student)
@@ -125,9 +128,9 @@ class PLD(Method):
             )
         return self.teacher[batch.rows].to(x.device)
 
-    def _losses(self, s: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
+    def _losses(self, s: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Logs]:
         """The loss of every label that counts, and what is logged."""
-        o, logs = self.options, {"accuracy": _mean((s.argmax(1) == y).double())}
+        o, logs = self.options, Logs(accuracy=_mean((s.argmax(1) == y).double()))
         if o.loss == "ce":
             return torch.nn.functional.cross_entropy(s, y, reduction="none"), logs
         if o.loss == "kd":

@@ -106,8 +106,10 @@ class SelfDistillation(Method):
         x, y = labelled(batch)
         logits = logits_of(self.student, x)
         if logits.ndim != 2 or not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
-            raise LimbeckError(f"logits {tuple(logits.shape)} must be (B, C), and labels lie in [0, C); they reach {int(y.max())}")
-        target, logs = one_hot(y, logits), {"accuracy": (logits.argmax(1) == y).double().mean(), "round": float(self.round + 1)}
+            raise LimbeckError(
+                f"logits {tuple(logits.shape)} must be (B, C), and labels lie in [0, C); they reach {int(y.max())}"
+            )
+        target = one_hot(y, logits)
         if self.teacher is not None:
             with torch.no_grad():
                 answer = logits_of(self.teacher, x).softmax(1)
@@ -119,7 +121,8 @@ class SelfDistillation(Method):
             loss = -(target * logits.log_softmax(1)).sum(1).mean()
         if o.penalty_weight:
             loss = loss + o.penalty_weight * self._penalty()
-        yield Update("student", loss, logs)
+        hits = (logits.argmax(1) == y).double().mean()
+        yield Update("student", loss, {"accuracy": hits, "round": float(self.round + 1)})
 
     def _penalty(self) -> Tensor:
         squares = [p.square().sum() for p in self.student.parameters()]

@@ -29,7 +29,9 @@ class KernelSelfDistiller:
 
     def __init__(self, kernel: Kernel, lam: float, clip: tuple[float, float] | None = (0.0, 1.0)):
         if not lam >= 0:
-            raise LimbeckError(f"lam={lam:g} penalises the norm: it must not be negative (0 needs a kernel that can be inverted)")
+            raise LimbeckError(
+                f"lam={lam:g} penalises the norm: it must not be negative (0 needs a kernel that can be inverted)"
+            )
         self.kernel, self.lam, self.clip = kernel, lam, clip
 
     def fit(self, x: Tensor, y: Tensor) -> "KernelSelfDistiller":
@@ -44,9 +46,13 @@ class KernelSelfDistiller:
         d, self.vectors = torch.linalg.eigh((gram + gram.T) / 2)
         low, high = float(d[0]), float(d[-1])
         if low < -1e-8 * high:
-            raise LimbeckError(f"the kernel is not positive semidefinite: its smallest eigenvalue is {low:.3g}, its largest {high:.3g}")
+            raise LimbeckError(
+                f"the kernel is not positive semidefinite: its smallest eigenvalue is {low:.3g}, its largest {high:.3g}"
+            )
         if self.lam == 0 and low < 1e-12 * high:
-            raise LimbeckError(f"lam=0 needs a kernel that can be inverted, but its smallest eigenvalue is {low:.3g}; give lam > 0")
+            raise LimbeckError(
+                f"lam=0 needs a kernel that can be inverted, but its smallest eigenvalue is {low:.3g}; give lam > 0"
+            )
         self.values = d.clamp(min=0.0)
         self._rotated = self.vectors.T @ self.y
         return self
@@ -72,7 +78,9 @@ class KernelSelfDistiller:
     def optimal_alpha(self, x: Tensor, y: Tensor, alphas: Sequence[float] = ()) -> float:
         """The alpha of the round after ``alphas`` whose predictions at held-out x are closest to y, held in ``clip``."""
         if x.shape == self.x.shape and bool(torch.equal(x.double(), self.x)):
-            warnings.warn("alpha is chosen on the training set, where labels always look best; give held-out data", stacklevel=2)
+            warnings.warn(
+                "alpha is chosen on the training set, where labels always look best; give held-out data", stacklevel=2
+            )
         without = self._evaluate(x, self.spectrum(alphas) / (self.values + self.lam))  # alpha = 0
         return estimate_alpha(self.predict(x), without, y.double(), self.clip)  # (6)
 

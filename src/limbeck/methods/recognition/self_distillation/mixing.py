@@ -28,7 +28,9 @@ def estimate_alpha(with_labels: Tensor, without: Tensor, y: Tensor, clip: tuple[
     s, t, target = (x.detach().double() for x in (with_labels, without, y))
     length = (s - t).square().sum()
     if float(length) == 0:
-        raise LimbeckError("the predictions with labels and without are the same, so that every alpha is; the round changes nothing")
+        raise LimbeckError(
+            "the predictions with labels and without are the same, so that every alpha is; the round changes nothing"
+        )
     alpha = float(((target - t) * (s - t)).sum() / length)
     return alpha if clip is None else min(max(alpha, clip[0]), clip[1])
 
