@@ -3,13 +3,16 @@
 Eleven points of a noisy sine, every round and the limit, against a table of squared errors. Diabetes (442 patients, standardised,
 200 to train, 100 to choose, 142 to judge), kernel ridge regression with too little penalty, ``SHUFFLES`` splits a seed: one round
 with the best alpha, and five. Control: the same at the penalty that is best for plain ridge regression, where nothing is left to
-gain. Digits with 30 % wrong labels, an MLP with squared errors of probabilities: alpha estimated from two trainings, against a grid.
+gain. Digits with 30 % wrong labels, an MLP with squared errors of probabilities and a squared penalty, ``NETS`` first networks a seed:
+alpha estimated from two trainings on clean held-out digits, against a grid of six, by the squared error that it is chosen for and
+by accuracy.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from statistics import fmean, median
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +27,7 @@ from limbeck.methods.recognition.self_distillation import (
     rbf_kernel,
 )
 
-SHUFFLES = 20
+SHUFFLES, NETS, PER_ROUND = 20, 3, 600
 LAMBDAS = [10 ** (k / 4) for k in range(-12, 9)]
 GRID = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 TOY = (0.38476636465198066, 1.2333967683416893, 1.33232242218057, 0.6920159488889518, -0.29756145531871736, -0.24189291901377769,
@@ -98,32 +101,41 @@ def ridge_figures(seed: int) -> Figures:
 
 
 def network_figures(seed: int) -> Figures:
-    """Test accuracies of the rounds after one teacher: every alpha of the grid, and the estimated one."""
+    """Test figures of the rounds after a first network, every alpha of the grid and the estimated one: means over ``NETS``."""
+    found = [net_figures(seed, net) for net in range(NETS)]
+    return {name: fmean(f[name] for f in found) for name in found[0]}
+
+
+def net_figures(seed: int, net: int) -> Figures:
+    """One first network and what follows it; a seed's networks have the same digits and wrong labels."""
     x, y = flat_digits()
     train, choose, judge = shuffled(seed).split([600, 400, 797])
     generator = torch.Generator().manual_seed(seed)
     wrong = (y[train] + torch.randint(1, 10, train.shape, generator=generator)) % 10
     noisy = torch.where(torch.rand(train.shape, generator=generator) < 0.3, wrong, y[train])
+    key, figures = NETS * seed + net, Figures()
 
-    def after(alpha: float | None, teacher: nn.Module | None) -> nn.Module:
-        options = replace(SelfDistillationOptions(), rounds=1, alphas=(0.0 if alpha is None else alpha,))
-        method = SelfDistillation(lambda: mlp(128, seed + (500 if teacher else 0)), options, seed, teacher)
-        trained(method, x[train], noisy, options.iterations, options.batch, seed)
+    def after(alpha: float, teacher: nn.Module | None) -> nn.Module:
+        options = replace(SelfDistillationOptions(), rounds=1, per_round=PER_ROUND, alphas=(alpha,))
+        method = SelfDistillation(lambda: mlp(128, key + (0 if teacher is None else 500)), options, key, teacher)
+        trained(method, x[train], noisy, options.iterations, options.batch, key)
         return method.student.eval()
 
-    first = after(None, None)
+    def judged(name: str, student: nn.Module) -> None:
+        with torch.no_grad():
+            error = (student(x[judge]).softmax(1) - nn.functional.one_hot(y[judge], 10)).square().sum(1).mean()
+        figures.update({f"{name} accuracy": accuracy(student, x[judge], y[judge]), f"{name} error": float(error)})
+
+    first = after(1.0, None)
     students = {alpha: after(alpha, first) for alpha in GRID}
     with torch.no_grad():
         with_labels, without = (m(x[choose]).softmax(1) for m in (first, students[0.0]))
-    truth = nn.functional.one_hot(y[choose], 10).to(with_labels)
-    alpha = estimate_alpha(with_labels, without, truth, clip=(0.0, 1.0))
-    figures = {f"alpha {a:g}": accuracy(student, x[judge], y[judge]) for a, student in students.items()}
-    return figures | {
-        "first net": accuracy(first, x[judge], y[judge]),
-        "estimated": accuracy(after(alpha, first), x[judge], y[judge]),
-        "estimated alpha": alpha,
-        "raw alpha": estimate_alpha(with_labels, without, truth),
-    }
+    alpha = estimate_alpha(with_labels, without, nn.functional.one_hot(y[choose], 10))
+    judged("first", first)
+    for a, student in students.items():
+        judged(f"alpha {a:g}", student)
+    judged("estimated", after(min(max(alpha, 0.0), 1.0), first))
+    return figures | {"estimated alpha": alpha}
 
 
 def judge(runs: Sequence[Figures]) -> list[Check]:
@@ -132,9 +144,14 @@ def judge(runs: Sequence[Figures]) -> list[Check]:
 
     def gain(name: str, base: str) -> float:
         """Per cent of the error that is gone, the median over the seeds."""
-        return medians([{"gain": 100 * (1 - run[name] / run[base])} for run in runs])["gain"]
+        return median(100 * (1 - run[name] / run[base]) for run in runs)
 
-    behind = medians([{"gap": max(run[f"alpha {a:g}"] for a in GRID) - run["estimated"] for run in runs}])["gap"]
+    def of_grid(run: Figures, figure: str) -> list[float]:
+        return [run[f"alpha {a:g} {figure}"] for a in GRID]
+
+    errors = median(run["estimated error"] / min(of_grid(run, "error")) for run in runs)
+    behind = median(max(of_grid(run, "accuracy")) - run["estimated accuracy"] for run in runs)
+    gained = median(run["alpha 0 accuracy"] - run["first accuracy"] for run in runs)
     return [
         at_most("largest difference to the table of the sine", m["table error"], 1e-5),
         at_least("diabetes: error that one round takes away, per cent", gain("one round", "ridge"), 7.0),
@@ -142,10 +159,9 @@ def judge(runs: Sequence[Figures]) -> list[Check]:
         at_least("error that five rounds take away, per cent", gain("five rounds", "ridge"), 10.0),
         at_most("control: five rounds of labels alone, change in per cent", abs(gain("labels alone", "ridge")), 1e-9),
         at_most("control: at the best penalty one round gains, per cent", gain("tuned one round", "tuned"), 2.0),
-        at_most("digits: the best of six alphas over the estimated one, accuracy in points", behind, 1.0),
-        at_least(
-            "digits: the estimated alpha over the first network, points", m["estimated"] - m["first net"], 0.0, gated=False
-        ),
+        at_most("digits: squared error at the estimated alpha / at the best of six", errors, 1.05),
+        at_most("digits: the best of six alphas over the estimated one, accuracy in points", behind, 1.0, gated=False),
+        at_least("digits: one round without labels over the first network, points", gained, 1.0),
     ]
 
 

@@ -45,7 +45,7 @@ class SelfDistillationOptions:
 
     rounds: int = 2
     """Trainings, one after the other; the first learns from labels alone, unless a teacher is given."""
-    per_round: int = 720
+    per_round: int = 600
     """Iterations of a round."""
     batch: int = 50
     student: OptimizerOptions = OptimizerOptions(lr=3e-3, betas=(0.9, 0.999))
@@ -55,7 +55,7 @@ class SelfDistillationOptions:
     """Squared distance of probabilities, or cross-entropy to the mixed target."""
     penalty: Literal["squared", "norm"] = "squared"
     """The squared norm of all weights, or the sum of each tensor's norm."""
-    penalty_weight: float = 0.0
+    penalty_weight: float = 1e-4
 
     @property
     def iterations(self) -> int:
