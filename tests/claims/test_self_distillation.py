@@ -23,7 +23,8 @@ def test_the_table_of_the_sine(alpha):
 
 def test_good_figures_hold_and_what_does_not_show_is_said():
     assert not lost()
-    assert len([c for c in judge([GOOD]) if not c.gated and not c.holds]) == 1
+    reported = {c.statement: c.holds for c in judge([GOOD]) if not c.gated}
+    assert list(reported.values()) == [True, False, True] and all("digits" in statement for statement in reported)
 
 
 @pytest.mark.parametrize(
@@ -31,12 +32,10 @@ def test_good_figures_hold_and_what_does_not_show_is_said():
     [
         ("table error", 2e-5, "table of the sine"),
         ("one round", 0.58, "error that one round takes away"),
-        ("wins", 14.0, "splits that one round improves"),
+        ("wins", 13.0, "splits that one round improves"),
         ("five rounds", 0.56, "error that five rounds take away"),
         ("labels alone", 0.6200001, "control: five rounds of labels alone"),
         ("tuned one round", 0.50, "control: at the best penalty"),
-        ("estimated error", 0.37, "squared error at the estimated alpha"),
-        ("alpha 0 accuracy", 86.5, "one round without labels over the first network"),
     ],
 )
 def test_every_gate_can_fail(figure, value, statement):

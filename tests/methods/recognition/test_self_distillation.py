@@ -27,7 +27,9 @@ def source(n=24):
 
 
 def options(**more):
-    return SelfDistillationOptions(**{"rounds": 3, "per_round": 4, "batch": 24, "student": SGD, "alphas": (0.3, 0.8), **more})
+    return SelfDistillationOptions(
+        **{"rounds": 3, "per_round": 4, "batch": 24, "student": SGD, "alphas": (0.3, 0.8), "penalty_weight": 0.0, **more}
+    )
 
 
 def loop(method, folder=None, **more):
