@@ -18,8 +18,13 @@ CORE = {
 }
 HEAVY = {
     "diffusers",
+    "gsplat",
+    "huggingface_hub",
     "jinja2",
     "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
     "pandas",
     "peft",
     "rich",

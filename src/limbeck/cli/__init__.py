@@ -1,14 +1,16 @@
-"""The command line: limbeck methods | distill | sample | evaluate | reproduce | report."""
+"""The command line: limbeck methods | distill | plan | sample | evaluate | export | reproduce | report."""
 
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from limbeck.cli.catalogue import methods
 from limbeck.cli.distilling import distill, value_of
+from limbeck.cli.exporting import export
+from limbeck.cli.planning import plan
 from limbeck.cli.show import show
 from limbeck.errors import LimbeckError, unknown
 from limbeck.version import __version__
@@ -17,8 +19,10 @@ USAGE = f"""limbeck {__version__}: distil a slow teacher into a fast student
 
   limbeck methods [NAME] [--json]       the methods, or one in full
   limbeck distill [METHOD] [options]    distil (default: dmd on the digits); --help lists the options
+  limbeck plan [METHOD] [options]       how much memory that needs, before it begins; --memory 24GB: does it fit?
   limbeck sample RUN [options]          pictures from a run's student
   limbeck evaluate RUN                  judge a run's student and teacher again
+  limbeck export RUN --to FORM PLACE    take the student home: diffusers, lora, torch-export, onnx; --table says what goes
   limbeck reproduce METHOD... [options] a method's own claims as an experiment on this computer
   limbeck report RUN... [--out FILE]    the report of a run, or a comparison of several
 """
@@ -30,8 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = {
         "methods": methods,
         "distill": distill,
+        "plan": plan,
         "sample": sample,
         "evaluate": evaluate,
+        "export": export,
         "reproduce": reproduce,
         "report": report,
     }
@@ -47,13 +53,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         one_thread()
         return commands[arguments[0]](arguments[1:])
     except LimbeckError as error:
-        print(f"limbeck: {error}", file=sys.stderr)
+        rank = int(os.environ.get("RANK", "0"))  # of several processes
+        print(f"limbeck{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
     except KeyboardInterrupt:
         print("limbeck: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 141
+    except OSError as error:  # what the disk or its owner refuses
+        where = f": {error.filename}" if error.filename else ""
+        print(f"limbeck: {error.strerror or error}{where}; free space, check the name and its permissions", file=sys.stderr)
+        return 2
     except SystemExit as stop:  # tyro has said what is wrong
         return int(stop.code or 0)
 
@@ -72,23 +83,31 @@ class SampleArguments:
     count: int = 80
     columns: int = 10
     seed: int = 0
+    noise: Literal["keyed", "torch"] = "keyed"
+    """keyed by sample, as in training and evaluation; or as a stock pipeline draws it from torch.manual_seed(SEED)."""
     out: Path | None = None
     """The picture to write (default: samples/sample-SEED.png in the run)."""
+    trust_code: bool = False
+    """Import the code (MODULE:NAME, .pt2) that the run's config.yaml names."""
 
 
 def sample(arguments: list[str]) -> int:
-    """limbeck sample RUN [--count N] [--columns N] [--seed N] [--out FILE]"""
+    """limbeck sample RUN [--count N] [--columns N] [--seed N] [--noise keyed|torch] [--out FILE]"""
     import tyro
 
     from limbeck import runs
     from limbeck.report import save_grid
+    from limbeck.runs.exporting import sample_as_pipelines_do
 
     folder, rest = _run_and_rest(arguments, "sample")
     given = tyro.cli(SampleArguments, prog="limbeck sample RUN", args=rest)
     if given.count < 1 or given.columns < 1:
         raise LimbeckError(f"--count {given.count} and --columns {given.columns} must be at least 1")
-    done, task = runs.open_run(folder, quiet=True)
-    x = task.evaluator.sample(done.sampler(), given.count, given.seed)
+    done, task = runs.open_run(folder, quiet=True, trust_code=given.trust_code)
+    if given.noise == "torch":
+        x = sample_as_pipelines_do(done, task, given.count, given.seed)
+    else:
+        x = task.evaluator.sample(done.sampler(), given.count, given.seed)
     out = given.out or folder / "samples" / f"sample-{given.seed}.png"
     out.parent.mkdir(parents=True, exist_ok=True)
     save_grid(out, task.evaluator.shown(x), given.columns)
@@ -97,13 +116,13 @@ def sample(arguments: list[str]) -> int:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """limbeck evaluate RUN"""
+    """limbeck evaluate RUN [--trust-code]"""
     from limbeck import runs
 
     folder, rest = _run_and_rest(arguments, "evaluate")
-    if rest:
-        raise LimbeckError(f"limbeck evaluate takes a run alone, not {' '.join(rest)}")
-    done, task = runs.open_run(folder, quiet=True)
+    if other := [a for a in rest if a != "--trust-code"]:
+        raise LimbeckError(f"limbeck evaluate takes a run and --trust-code alone, not {' '.join(other)}")
+    done, task = runs.open_run(folder, quiet=True, trust_code=bool(rest))
     nfe = len(done.method.times)
     figures = {
         "teacher": task.judged_teacher(task.teacher_nodes),

@@ -46,7 +46,7 @@ class LabelEmbedding(nn.Module):
     def null(self) -> Tensor:
         return torch.tensor(self.classes, device=self.table.weight.device)
 
-    def forward(self, cond: Condition | None, batch: int) -> Tensor:
+    def forward(self, cond: Condition | None, batch: int | torch.SymInt) -> Tensor:
         if cond is None or "label" not in cond:
             return self.table(self.null.expand(batch))
         label = cond["label"]
@@ -96,7 +96,7 @@ class Conditioning(nn.Module):
         with torch.autocast(c_noise.device.type, enabled=False):  # half precision spoils the derivative in the noise level
             e = self.second(F.silu(self.first(features.to(self.first.weight.dtype))))
         if self.label is not None:
-            label = self.label(cond, len(c_noise))
+            label = self.label(cond, c_noise.shape[0])
             e = e + (label if c_noise.ndim == 1 else label[:, None])
         return F.silu(e)
 
@@ -104,8 +104,8 @@ class Conditioning(nn.Module):
 def text_tokens(cond: Condition | None, x: Tensor, text: Sequence[int]) -> Tensor:
     """cond["text"] (B, any length, C') of a network built for ``text`` = (M, C'); M zero tokens where there is none."""
     if cond is None or "text" not in cond:
-        return x.new_zeros(len(x), *text)
+        return x.new_zeros(x.shape[0], *text)
     given = cond["text"]
-    if given.ndim != 3 or len(given) != len(x) or given.shape[2] != text[1]:
+    if given.ndim != 3 or given.shape[0] != x.shape[0] or given.shape[2] != text[1]:
         raise LimbeckError(f'the condition "text" has shape {tuple(given.shape)}: expected ({len(x)}, any, {text[1]})')
     return given

@@ -49,6 +49,6 @@ def check_input(x: Tensor, c_noise: Tensor, shape: tuple[int | None, ...], token
     if x.ndim != len(shape) + 1 or any(n not in (None, m) for n, m in zip(shape, x.shape[1:], strict=True)):
         sizes = ", ".join("any" if n is None else str(n) for n in shape)
         raise LimbeckError(f"the network was built for x of shape (B, {sizes}), not {tuple(x.shape)}")
-    allowed = [(len(x),), *([(len(x), tokens)] if tokens else [])]
+    allowed = [(x.shape[0],), *([(x.shape[0], tokens)] if tokens else [])]
     if tuple(c_noise.shape) not in allowed:
         raise LimbeckError(f"c_noise has shape {tuple(c_noise.shape)}: expected {' or '.join(map(str, allowed))}")

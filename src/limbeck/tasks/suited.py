@@ -43,9 +43,12 @@ def suited_options(
     rates: dict[str, Any] = {"student": {"lr": RATE}, "critic": {"lr": 2 * RATE}}
     size = {"batch": 16, "iterations": 1000}
     (begin,) = levels(process, torch.tensor([first]))
-    scores: dict[str, Any] = {"sigmas": (begin,), **compared(schedule, first)}
+    # of tables, samplers elsewhere begin with N(0, I)
+    start: dict[str, Any] = {"begin": "unit"} if isinstance(process, DDPM) else {}
+    scores: dict[str, Any] = {"sigmas": (begin,), **start, **compared(schedule, first)}
     both = {"guidance": guidance, "critic_guidance": guidance}
     own = {"guidance": guidance, **size, **rates, **scores}
+    told = "log_sigma" if schedule.noise_input == "log_sigma" else "log_sigma_thousand"  # networks that count to 1000
     adapters = {**own, "critic": {"lr": ADAPTERS}, "score_law": "uniform"}
     found: Suited = {
         "dmd": own,
@@ -60,7 +63,7 @@ def suited_options(
         "tdm": {**own, **trajectory(schedule, first)},
         "phased-dmd": {**own, **phases(process, first, shift, boundary)},
         "hyper-sd": {
-            "guidance_low": guidance, "guidance_high": guidance, **size, **rates, "discriminator": {"lr": 2 * RATE},
+            "guidance_low": guidance, "guidance_high": guidance, **size, **rates, **start, "discriminator": {"lr": 2 * RATE},
             **({} if isinstance(process, VE) else {"schedule": "time"}), "sigma_high": min(begin, 80.0),
         },
         "rcm": {
@@ -68,7 +71,7 @@ def suited_options(
             # forward mode needs layers that diffusers' networks do not promise, and their float32 times coarse differences
             "jvp": "discrete", "h": 0.05, **({} if images else {"scm_weight": 0.0, "dmd_weight": 1.0}),
         },
-        "ict": {**size, "student": {"lr": ADAPTERS}},
+        "ict": {**size, "student": {"lr": ADAPTERS}, "c_noise": told},
         "pso": {**size, "student": {"lr": ADAPTERS}},
     }  # fmt: skip
     return {name: {key: value for key, value in options.items() if value is not None} for name, options in found.items()}
@@ -114,7 +117,10 @@ def phases(process: Process, first: float, shift: float, boundary: float | None)
     cut = 2
     if boundary is not None:
         cut = 1 + int((times[1:] - boundary).abs().argmin())
-        times[cut] = boundary
+        own = (
+            boundary * cut / ((4 - cut) * (1 - boundary))
+        )  # the shift that puts the boundary there: schedulers know such times
+        times = linear_grid(4, 1.0, 0.0, own) * first
     sigmas = levels(process, times)
     shifted = isinstance(process, RectifiedFlow) and shift != 1
     return {"sigmas": sigmas, "boundaries": (sigmas[cut],), **({"time_shift": shift} if shifted else {})}

@@ -13,7 +13,7 @@ from limbeck.errors import LimbeckError, unknown
 from limbeck.networks import Heads, adapted, candidate_layers, feature_shapes
 from limbeck.noise import Process
 from limbeck.rules import Sample
-from limbeck.samplers import Rollout
+from limbeck.samplers import Chain, Rollout
 from limbeck.tasks import Reward, Task, imported
 from limbeck.training import Batch, Method
 
@@ -150,6 +150,11 @@ class Generator(Method):
     def sigmas(self) -> tuple[float, ...]:
         """The noise levels s / a of the student's steps."""
         return tuple(self.process.sigma(self.times).tolist())
+
+    @property
+    def sampling(self) -> Rollout | Chain:
+        """How the student's sampler goes, for those who say it elsewhere. Raises LimbeckError where this cannot."""
+        return self.rollout
 
     def normal(self, batch: Batch, stream: str) -> Tensor:
         """Standard normal noise (B, *shape), keyed by sample, in the student's dtype."""

@@ -82,6 +82,8 @@ class ICTOptions:
     t_max: float = 80.0
     later: tuple[float, ...] = (0.821,)
     """The times of the second and later steps of a sample, decreasing."""
+    c_noise: Literal["log_sigma", "log_sigma_thousand"] = "log_sigma"
+    """ln(t)/4 of (1), or 1000 times that: the consistency models of diffusers, and what their sampler takes."""
     dropout: float | None = None
     """Dropout of the student's network (None: as the network has it)."""
     declared_range: tuple[float, float] | None = None
@@ -172,13 +174,15 @@ class ICT(Generator):
         if options.dropout is not None:
             _set_dropout(network, options.dropout)
         scaling = "consistency" if options.schedule == "grid" else "edm"  # (1), or (9) without eps
-        student = Preconditioned(network.requires_grad_(True), process, scaling, parts.sigma_data).train()
+        settings = process, scaling, parts.sigma_data, options.c_noise
+        student = Preconditioned(network.requires_grad_(True), *settings).train()
         super().__init__(parts, (options.t_max, *options.later), student)
         self.options = options
         self.roles = {"student": Role(self.student, options.student, options.ema)}
         self.target = self.student
         if options.target == "ema":
             self.target = copy.deepcopy(self.student).requires_grad_(False)
+            self.whole = "the average that is its target is no role of its own"
         if options.path == "teacher":
             self.roles["teacher"] = Role(parts.teacher)
             self.teacher: Denoiser = in_process(parts.teacher, process)

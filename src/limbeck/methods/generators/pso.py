@@ -42,7 +42,7 @@ from limbeck.errors import LimbeckError
 from limbeck.losses import clipped, customisation_loss, denoising_errors, denoising_ratios, pair_loss, ranked
 from limbeck.methods.generators.fewstep import among, sampled_levels
 from limbeck.methods.generators.generator import Generator, Ingredients, check_guidance, trained_copy
-from limbeck.samplers import Chain, log_prob
+from limbeck.samplers import Chain, Rollout, log_prob
 from limbeck.tasks import Reward, scored
 from limbeck.training import Batch, EmaOptions, Keyed, OptimizerOptions, Role, Step, Total, Update
 
@@ -278,6 +278,12 @@ class PSO(Generator):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         if self.negatives is not None:
             self.negatives = state["negatives"].to(self.negatives)
+
+    @property
+    def sampling(self) -> Rollout | Chain:
+        if (w := self.options.guidance) != 1:
+            raise LimbeckError(f"this student is sampled with guidance {w:g}, which is no part of it; train with guidance 1")
+        return self.chain
 
     def sampler(self, ema: bool = True, steps: int | None = None) -> Callable[..., Tensor]:
         policy = self.policy(self.roles["student"].best if ema else self.student)  # type: ignore[arg-type]

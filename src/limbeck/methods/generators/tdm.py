@@ -45,7 +45,7 @@ from limbeck.methods.generators.producers import Segments, check_windows, counte
 from limbeck.methods.generators.score import ScoreDistillation, ScoreOptions
 from limbeck.noise import DDPM, Process, check_decreasing, karras_grid
 from limbeck.rules import DistributionMatching, ScoreIdentity, ScoreRule
-from limbeck.samplers import Rollout
+from limbeck.samplers import Chain, Rollout
 from limbeck.training import OptimizerOptions
 
 
@@ -155,6 +155,8 @@ class TDM(ScoreDistillation):
                 "a critic that is told K or the step takes no guidance, no dropped conditions and no adversary; "
                 "set critic_guidance to 1, critic_drop and gan_weight to 0"
             )
+        if o.divergence == "fisher":
+            self.unshared = "the pull of divergence='fisher' differentiates through the critic; take 'kl'"
         longest = max(rollouts)
         super().__init__(
             parts,
@@ -173,6 +175,15 @@ class TDM(ScoreDistillation):
             self.rule = ScoreIdentity(teacher, self.critic, alpha=o.alpha, **scales)
         else:
             self.rule = DistributionMatching(teacher, self.critic, normaliser=o.normaliser, **scales)
+
+    @property
+    def sampling(self) -> Rollout | Chain:
+        if len(self.segments.rollouts) > 1:
+            raise LimbeckError(
+                f"this student is told of how many steps it is one, K = {', '.join(map(str, sorted(self.segments.rollouts)))}, which no "
+                "network elsewhere is; train it for one K (counts)"
+            )
+        return self.rollout
 
     def sampler(self, ema: bool = True, steps: int | None = None, *, solver: str = "ddim", **how: Any) -> Callable[..., Tensor]:
         """The student as (z (B, ...) standard normal, cond, noise, not used) -> x, K = ``steps``, with a deterministic solver."""

@@ -14,8 +14,8 @@ from limbeck.errors import LimbeckError
 from limbeck.methods.generators.generator import Generator, Ingredients, check_guidance, trained_copy
 from limbeck.methods.generators.hyper_sd.options import HyperSDOptions, Stage
 from limbeck.methods.generators.hyper_sd.segments import positions, trailing
-from limbeck.samplers import ddim, tcd
-from limbeck.training import Role
+from limbeck.samplers import Chain, Rollout, ddim, tcd
+from limbeck.training import Role, placed
 
 
 class Staged(Generator):
@@ -79,7 +79,7 @@ class Staged(Generator):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             for name, p in self.state().items():
-                p.copy_(state[name])
+                p.copy_(placed(state[name], p))
 
     def _frozen_copy(self) -> Any:
         held = {id(p): p for p in self.student.parameters() if not p.requires_grad}
@@ -91,6 +91,18 @@ class Staged(Generator):
 
     def _learned(self, module: Any) -> Iterator[Tensor]:
         return (module.get_parameter(name) for name in self._names)
+
+    @property
+    def sampling(self) -> Rollout | Chain:
+        o = self.options
+        if o.eta == 0:
+            return self.rollout
+        if o.schedule != "time":
+            raise LimbeckError(
+                f"with eta = {o.eta:g} the jumps end at positions of the schedule {o.schedule!r}, which samplers elsewhere do not "
+                "know; train with schedule 'time', or sample with eta 0"
+            )
+        return Chain(self.process, tuple(self.times.tolist()), "tcd", o.eta)
 
     # -- sampling -----------------------------------------------------------------------------------------------------
 

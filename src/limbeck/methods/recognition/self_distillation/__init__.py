@@ -84,6 +84,8 @@ class SelfDistillation(Method):
     ``teacher``: what already holds an answer, e.g. an earlier round's student; every round then has a teacher.
     """
 
+    whole = "every round copies the student"
+
     def __init__(
         self,
         factory: Callable[[], nn.Module],
