@@ -26,7 +26,10 @@ def _threads(monkeypatch):
         (["distill", "--task", "digit"], "unknown task 'digit': did you mean 'digits'?"),
         (["distill", "dmd", "--preset", "paper-imagenet"], "unknown preset 'paper-imagenet': did you mean 'paper-imagenet64'?"),
         (["distill", "gaussian-score"], "gaussian-score is a sampler and distils nothing"),
-        (["distill", "pld"], "pld has no task to distil yet (its wing is recognition); it is trained by `limbeck reproduce pld`"),
+        (
+            ["distill", "pld"],
+            "pld has no task to distil yet (its wing is recognition); it is trained by `limbeck reproduce pld`",
+        ),
         (["distill", "born-again"], "self-distillation has no task to distil yet"),
         (["distill", "--resume", "nowhere"], "nowhere is not a run"),
         (["distill", "--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
