@@ -9,7 +9,7 @@ Student logits s, teacher logits t (no gradient), label y, C classes, the same f
 
 L is convex in s and does not change with a constant added to s. With a teacher that is sure of the label it is cross-entropy;
 with tau -> infinity it is ListMLE / C. (4) is logged: where it stays below 1.05 the teacher adds nothing, and the method says so.
-``loss`` trains the baselines on the same batches: ce, kd, dist, dkd, listmle and p_listmle (all their weights sum to 1).
+``loss`` trains the baselines on the same batches: ce, kd, dist, dkd, listmle and p_listmle (picks' weights scaled to the sum 1).
 
 The teacher is a module, run without gradient on what the student sees, or a tensor of its logits, one row per row of the data
 (where inputs are not augmented). Labels equal to ``ignore_index`` count nothing; of dense predictions the classes are the last axis.

@@ -16,7 +16,9 @@ and any classifier in rounds (:class:`SelfDistillation`):
 Every round begins with new weights and a new optimizer; the last round's student, frozen, answers what the student sees. (6) costs
 two trainings on held-out data (:func:`estimate_alpha`): round 1, which is alpha = 1, and a round with alpha = 0. It is exact for
 (4), an estimate for networks, and may lie outside [0, 1]: then the first round was regularised too little or too much. What
-self-distillation gains over round 1 is a better lambda: at the best lambda the gain is gone.
+self-distillation gains over round 1 is a better lambda: at the best lambda the gain is gone. With 0 <= alpha < 1 all later rounds and
+the limit favour large eigenvalues more than round 1 does (B_i / B_j grows for d_i > d_j); from round to round it grows for sure only
+with alpha = 0.
 
 Differs from the paper's code: (7) squares the norm, as the theory does (``penalty="norm"``: its sum of norms). One may begin with a
 trained teacher. ``distance="ce"`` is born-again networks' cross-entropy. Presets: "paper-cifar10" is the code's example (alpha 0.6,
