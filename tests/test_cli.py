@@ -27,6 +27,11 @@ def _threads(monkeypatch):
         (["distill", "dmd", "--preset", "paper-imagenet"], "unknown preset 'paper-imagenet': did you mean 'paper-imagenet64'?"),
         (["distill", "gaussian-score"], "gaussian-score is a sampler and distils nothing"),
         (["distill", "lsd"], "lsd has no task to distil yet"),
+        (
+            ["distill", "pld"],
+            "pld has no task to distil yet (its wing is recognition); it is trained by `limbeck reproduce pld`",
+        ),
+        (["distill", "born-again"], "self-distillation has no task to distil yet"),
         (["distill", "--resume", "nowhere"], "nowhere is not a run"),
         (["distill", "--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
         (["sample"], "limbeck sample needs the folder of a run first"),

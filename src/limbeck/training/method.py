@@ -169,13 +169,14 @@ class TensorSource:
 class Batch:
     """One draw of samples: data x (or None), cond, and noise keyed by sample.
 
-    ``index`` (B,) are the samples' global numbers in the order of the run; sample n is row permutation(n // size)[n % size].
+    ``index`` (B,) are the samples' global numbers in the order of the run; sample n is row permutation(n // size)[n % size] of
+    the data (``rows``).
     """
 
     def __init__(self, source: Source, seed: int, step: int, index: Tensor, device: torch.device, stride: int = 0):
         self.source, self.seed, self.step, self.index, self.device, self.stride = source, seed, step, index, device, stride
-        rows = sample_order(seed, int(index[0]), len(index), source.size)
-        x, cond = source.fetch(rows)
+        self.rows = sample_order(seed, int(index[0]), len(index), source.size)
+        x, cond = source.fetch(self.rows)
         self.x = None if x is None else x.to(device)
         self.cond = None if cond is None else {name: value.to(device) for name, value in cond.items()}
         self.noise = Keyed(seed, step, index, device)
