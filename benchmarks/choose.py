@@ -5,7 +5,7 @@
 Each method runs in a process of its own with its recommended options and as many iterations as fit into the given CPU
 seconds (one thread; measured on a few iterations beforehand). Quality is the Frechet distance of 7,188 samples in the
 library's digit features, diversity the within-class variance of the pixels over that of the real digits (1: as diverse),
-memory the peak of live tensor bytes in two iterations, counted as they are allocated and freed.
+memory the peak of live tensor bytes in two iterations, weights, averages and optimizer states included.
 """
 
 import argparse
@@ -13,50 +13,22 @@ import json
 import subprocess
 import sys
 import time
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from limbeck.claims.generators.digits import digits_task
 from limbeck.methods import METHODS, find
 from limbeck.methods.generators.generator import make_method
 from limbeck.metrics import class_variance_ratio
 from limbeck.training import Loop, LoopOptions
+from limbeck.training.live import held, peak_bytes
 
 MARK = "<!-- measured by benchmarks/choose.py -->"
 LEFT_OUT = ("pso", "sfd", "compose")  # they have another goal, or are no system of their own
 COLUMNS = ("method", "calls", "Frechet", "accuracy", "diversity", "s per 1,000 updates", "peak MB", "networks held")
-
-
-class LiveBytes(TorchDispatchMode):
-    """Bytes of tensors that are alive, and their peak, from what operations return inside this context."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.seen: set[int] = set()
-
-    def _freed(self, key: int, size: int) -> None:
-        self.seen.discard(key)
-        self.now -= size
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor):
-                storage = leaf.untyped_storage()
-                key, size = storage._cdata, storage.nbytes()
-                if key not in self.seen:
-                    self.seen.add(key)
-                    self.now += size
-                    self.peak = max(self.peak, self.now)
-                    weakref.finalize(storage, self._freed, key, size)
-        return out
 
 
 def measured(name: str, seconds: float) -> dict[str, float | str]:
@@ -72,10 +44,7 @@ def measured(name: str, seconds: float) -> dict[str, float | str]:
 
     trial = loop(options.iterations)
     trial.iterate()
-    weights = sum(p.nbytes for role in trial.method.roles.values() for m in {role.module, role.best} for p in m.parameters())
-    with LiveBytes() as live:
-        trial.iterate()
-        trial.iterate()
+    peak = peak_bytes(lambda: [trial.iterate() for _ in range(2)], held(trial.method.roles, trial.trained))
     start = time.process_time()
     for _ in range(10):
         trial.iterate()
@@ -91,7 +60,7 @@ def measured(name: str, seconds: float) -> dict[str, float | str]:
         figures["accuracy"],
         diversity(sampler),
         1000 * each,
-        (live.peak + weights) / 2**20,
+        peak / 2**20,
     )
     return dict(zip(COLUMNS, (name, *row, entry.networks), strict=True))
 
@@ -131,7 +100,8 @@ def table(rows: list[dict], seconds: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=40)
-    parser.add_argument("--methods", nargs="+", default=[e.id for e in METHODS.values() if e.module and e.id not in LEFT_OUT])
+    distilling = [e for e in METHODS.values() if e.module and e.wing == "generators"]
+    parser.add_argument("--methods", nargs="+", default=[e.id for e in distilling if e.id not in LEFT_OUT])
     parser.add_argument("--write", type=Path, help="replace the table between the two marks of this page")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     given = parser.parse_args()

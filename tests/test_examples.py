@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "write_a_method.py"
@@ -36,3 +37,27 @@ def test_the_notebook_runs(monkeypatch, tmp_path):
     for name in ("teacher, 35 calls", "student, 1 call", "student, 2 calls"):
         notebook.cells.append(nbformat.v4.new_code_cell(close.format(name)))
     ExecutePreprocessor(timeout=300, kernel_name="python3").preprocess(notebook, {"metadata": {"path": str(tmp_path)}})
+
+
+def test_the_page_on_classifiers_trains_a_pair():
+    loop, method = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "recognition.md").read_text(), re.DOTALL)
+    assert loop.count("\n") <= 12
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 8, generator=generator)
+    teacher = torch.nn.Linear(8, 5)
+    with torch.no_grad():
+        teacher.weight.copy_(torch.randn(5, 8, generator=generator))
+        y = teacher(x).argmax(1)
+    for source in (loop, method):
+        torch.manual_seed(0)
+        student = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 5))
+        names = {
+            "teacher": teacher,
+            "student": student,
+            "x": x,
+            "y": y,
+            "loader": 30 * list(zip(x.split(50), y.split(50), strict=True)),
+        }
+        names["optimizer"] = torch.optim.Adam(student.parameters(), 1e-2)
+        exec(source, names)
+        assert float((student(x).argmax(1) == y).double().mean()) > 0.9

@@ -18,6 +18,7 @@ CORE = {
 }
 HEAVY = {
     "diffusers",
+    "gsplat",
     "huggingface_hub",
     "jinja2",
     "matplotlib",

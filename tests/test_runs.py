@@ -393,3 +393,18 @@ def test_a_run_begins_with_the_student_of_another(finished, tiny_task, tmp_path)
     assert read_config(run.path).from_run == str(finished.path)
     with pytest.raises(LimbeckError, match="nowhere is not a run"):
         small(tmp_path / "third", from_run="nowhere")
+
+
+def test_a_run_compiles_its_networks_where_that_is_asked(tiny_task, tmp_path, monkeypatch):
+    asked = []
+
+    def compile_roles(method, batches):
+        asked.append((method, next(iter(batches)).step))
+        raise LimbeckError("the network of the role 'student' is not compiled")
+
+    monkeypatch.setattr("limbeck.runs.distillation.compile_roles", compile_roles)
+    small(tmp_path / "plain")
+    assert not asked
+    with pytest.raises(LimbeckError, match="the role 'student' is not compiled"):
+        distill(task="tiny", out=tmp_path / "run", options=SMALL, quiet=True, compile=True)
+    assert [step for _, step in asked] == [0]

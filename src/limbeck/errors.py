@@ -18,7 +18,7 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> LimbeckError:
     >>> str(unknown("method", "dmb", ["dmd", "sid"]))
     "unknown method 'dmb': did you mean 'dmd'? Allowed: dmd, sid"
     """
-    names = sorted(allowed)
+    names, name = sorted(allowed), name if len(name) <= 80 else f"{name[:80]}..."
     near = get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" did you mean {near[0]!r}?" if near else ""
     return LimbeckError(f"unknown {kind} {name!r}:{hint} Allowed: {', '.join(names)}")

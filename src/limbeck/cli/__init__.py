@@ -1,4 +1,4 @@
-"""The command line: limbeck methods | distill | sample | evaluate | export | reproduce | report."""
+"""The command line: limbeck methods | distill | plan | sample | evaluate | export | reproduce | report."""
 
 import os
 import sys
@@ -10,6 +10,7 @@ from typing import Any, Literal
 from limbeck.cli.catalogue import methods
 from limbeck.cli.distilling import distill, value_of
 from limbeck.cli.exporting import export
+from limbeck.cli.planning import plan
 from limbeck.cli.show import show
 from limbeck.errors import LimbeckError, unknown
 from limbeck.version import __version__
@@ -18,6 +19,7 @@ USAGE = f"""limbeck {__version__}: distil a slow teacher into a fast student
 
   limbeck methods [NAME] [--json]       the methods, or one in full
   limbeck distill [METHOD] [options]    distil (default: dmd on the digits); --help lists the options
+  limbeck plan [METHOD] [options]       how much memory that needs, before it begins; --memory 24GB: does it fit?
   limbeck sample RUN [options]          pictures from a run's student
   limbeck evaluate RUN                  judge a run's student and teacher again
   limbeck export RUN --to FORM PLACE    take the student home: diffusers, lora, torch-export, onnx; --table says what goes
@@ -32,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = {
         "methods": methods,
         "distill": distill,
+        "plan": plan,
         "sample": sample,
         "evaluate": evaluate,
         "export": export,
@@ -50,13 +53,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         one_thread()
         return commands[arguments[0]](arguments[1:])
     except LimbeckError as error:
-        print(f"limbeck: {error}", file=sys.stderr)
+        rank = int(os.environ.get("RANK", "0"))  # of several processes
+        print(f"limbeck{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
     except KeyboardInterrupt:
         print("limbeck: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 141
+    except OSError as error:  # what the disk or its owner refuses
+        where = f": {error.filename}" if error.filename else ""
+        print(f"limbeck: {error.strerror or error}{where}; free space, check the name and its permissions", file=sys.stderr)
+        return 2
     except SystemExit as stop:  # tyro has said what is wrong
         return int(stop.code or 0)
 
@@ -79,6 +87,8 @@ class SampleArguments:
     """keyed by sample, as in training and evaluation; or as a stock pipeline draws it from torch.manual_seed(SEED)."""
     out: Path | None = None
     """The picture to write (default: samples/sample-SEED.png in the run)."""
+    trust_code: bool = False
+    """Import the code (MODULE:NAME, .pt2) that the run's config.yaml names."""
 
 
 def sample(arguments: list[str]) -> int:
@@ -93,7 +103,7 @@ def sample(arguments: list[str]) -> int:
     given = tyro.cli(SampleArguments, prog="limbeck sample RUN", args=rest)
     if given.count < 1 or given.columns < 1:
         raise LimbeckError(f"--count {given.count} and --columns {given.columns} must be at least 1")
-    done, task = runs.open_run(folder, quiet=True)
+    done, task = runs.open_run(folder, quiet=True, trust_code=given.trust_code)
     if given.noise == "torch":
         x = sample_as_pipelines_do(done, task, given.count, given.seed)
     else:
@@ -106,13 +116,13 @@ def sample(arguments: list[str]) -> int:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """limbeck evaluate RUN"""
+    """limbeck evaluate RUN [--trust-code]"""
     from limbeck import runs
 
     folder, rest = _run_and_rest(arguments, "evaluate")
-    if rest:
-        raise LimbeckError(f"limbeck evaluate takes a run alone, not {' '.join(rest)}")
-    done, task = runs.open_run(folder, quiet=True)
+    if other := [a for a in rest if a != "--trust-code"]:
+        raise LimbeckError(f"limbeck evaluate takes a run and --trust-code alone, not {' '.join(other)}")
+    done, task = runs.open_run(folder, quiet=True, trust_code=bool(rest))
     nfe = len(done.method.times)
     figures = {
         "teacher": task.judged_teacher(task.teacher_nodes),

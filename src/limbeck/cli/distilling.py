@@ -2,6 +2,7 @@
 
 import sys
 import typing
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, make_dataclass, replace
 from dataclasses import field as make_field
 from pathlib import Path
@@ -64,8 +65,53 @@ def task_flags() -> type:
     return make_dataclass("TaskFlags", fields, frozen=True)
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a command line asks for: the run, how to carry it out, and the options that every distillation takes."""
+
+    config: Any  # limbeck.runs.RunConfig
+    how: Any  # limbeck.runs.Execution
+    shared: Shared
+
+    def named(self) -> AbstractContextManager[None]:
+        """Inside, code that a stored run names is refused, unless it is trusted; what the command line names is the user's."""
+        from limbeck.tasks import named_by
+
+        stored = self.shared.resume or self.shared.config
+        return named_by(stored, trusted=stored is None or self.how.trust_code)
+
+
 def distill(arguments: list[str]) -> int:
     """limbeck distill [METHOD] [options]"""
+    from limbeck import runs
+    from limbeck.tasks import build_task
+    from limbeck.training import launched
+
+    asked = requested("distill", arguments)
+    config, how, shared = asked.config, asked.how, asked.shared
+    resuming, command = shared.resume is not None, " ".join(["limbeck", "distill", *arguments])
+    with launched(shared.device, how.parallel) as world, asked.named():
+        runs.check_place(shared.device, shared.dtype)
+        folder = world.first(lambda: runs.open_folder(shared.resume or shared.out, config, shared.overwrite, resuming))
+        place: dict[str, Any] = {"device": config.device, "dtype": config.dtype, "quiet": how.quiet or not world.writes}
+        task = world.in_turn(lambda: build_task(config.task, config.task_options, **place))
+        done = runs.run(config, task, folder, shared.overwrite, resuming, how=how, command=command, world=world)
+    if not world.writes:
+        return 0
+    show(done.summary)
+    print(f"\nreport: {folder / 'report.html'}")
+    ratio = done.summary["student"]["frechet"] / done.summary["teacher"]["frechet"]
+    if shared.fail_above is not None and not ratio <= shared.fail_above:
+        print(
+            f"limbeck: the student's Frechet distance is {ratio:.2f} times the teacher's, above {shared.fail_above:g}",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def requested(command: str, arguments: list[str]) -> Request:
+    """The run that ``limbeck COMMAND [METHOD] [options]`` asks for. Raises LimbeckError for what it cannot be."""
     from limbeck import runs
     from limbeck.tasks import build_task
 
@@ -79,7 +125,7 @@ def distill(arguments: list[str]) -> int:
     entry = find(name) if named or stored is None else find(stored.method)
     if stored is not None:
         if "python" in stored.task_options:
-            build_task(stored.task, stored.task_options)  # raises: says why it cannot
+            build_task(stored.task, {"python": str(stored.task_options["python"])})  # raises: says why it cannot
         if named and find(stored.method).id != entry.id:
             raise LimbeckError(f"that run is of the method {stored.method!r}, not of {entry.id!r}; leave the method out")
         same: dict[str, Any] = {
@@ -87,38 +133,25 @@ def distill(arguments: list[str]) -> int:
         }
         same["from_run"] = None if stored.from_run is None else Path(stored.from_run)
         base = replace(base, **same)
-        known = {n: Path(v) if n == "data" else v for n, v in stored.task_options.items() if hasattr(flags, n)}
-        flags = replace(flags, **known)
+        known = {n: Path(str(v)) if n == "data" else v for n, v in stored.task_options.items() if hasattr(flags, n)}
+        flags = options_from_dict(type(flags), known, "task_options")
     _, options_class, presets = runs.distilling(entry.id).load()
     preset = value_of(rest, "--preset")
     options = preset_of(name, presets, preset)
     if stored is not None:
         options = options_from_dict(options_class, stored.options, f"options of {entry.id}")
-    shared, flags, asked, how = _parse(f"limbeck distill {entry.id}", rest, base, flags, options)
+    shared, flags, asked, how = _parse(f"limbeck {command} {entry.id}", rest, base, flags, options)
     told = recorded({n: v for n, v in vars(flags).items() if v is not None})
     task_name = chosen_task(shared.task, told)
     told = {**({} if stored is None else stored.task_options), **told}
     if stored is None and preset is None:
         asked = _suited(entry.id, task_name, told, options, asked)
-    runs.check_place(shared.device, shared.dtype)
     config = runs.RunConfig(
         entry.id, task_name, told, options_to_dict(asked), shared.seed, shared.device, shared.dtype,
         shared.micro_batches, shared.checkpoint_every, None if shared.from_run is None else str(shared.from_run), shared.precision,
     )  # fmt: skip
-    folder = runs.open_folder(shared.resume or shared.out, config, shared.overwrite, shared.resume is not None)
-    task = build_task(config.task, config.task_options, device=config.device, dtype=config.dtype, quiet=how.quiet)
-    command = " ".join(["limbeck", "distill", *arguments])
-    done = runs.run(config, task, folder, shared.overwrite, shared.resume is not None, how=how, command=command)
-    show(done.summary)
-    print(f"\nreport: {folder / 'report.html'}")
-    ratio = done.summary["student"]["frechet"] / done.summary["teacher"]["frechet"]
-    if shared.fail_above is not None and not ratio <= shared.fail_above:
-        print(
-            f"limbeck: the student's Frechet distance is {ratio:.2f} times the teacher's, above {shared.fail_above:g}",
-            file=sys.stderr,
-        )
-        return 1
-    return 0
+    runs.loop_options(config, asked)
+    return Request(config, how, shared)
 
 
 def _suited(method: str, task: str, told: dict[str, Any], defaults: Any, given: Any) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
@@ -119,8 +120,9 @@ def load_denoiser(path: Path | str) -> tuple[Preconditioned, dict[str, Any]]:
             raise LimbeckError(f"{path} is damaged: its sha256 is not the one in {described.name}; copy or make it again")
         denoiser = build_denoiser(config)
         denoiser.network.load_state_dict(load_file(path))
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise LimbeckError(f"{described} does not describe a denoiser ({error}); make it with save_denoiser") from error
+    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError, OverflowError, SafetensorError) as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise LimbeckError(f"{described} does not describe a denoiser ({said}); make it with save_denoiser") from error
     return denoiser.eval(), dict(config.get("info", {}))
 
 

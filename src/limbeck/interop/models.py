@@ -63,7 +63,7 @@ class DiffusersNetwork(nn.Module):
 
     def forward(self, x: Tensor, timestep: Tensor, cond: Cond | None = None) -> Tensor:
         self._check_shape(x)
-        given = self._all(cond, len(x))
+        given = self._all(cond, x.shape[0])
         dtype = self.model.dtype
         own = {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
         answer = self.convention.call(self.model, x.to(dtype), timestep, own)

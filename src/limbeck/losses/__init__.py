@@ -12,7 +12,18 @@ from limbeck.losses.continuous import (
     trig_velocity,
 )
 from limbeck.losses.denoising import WEIGHTS, denoising_errors, denoising_loss, denoising_target, importance_weight
+from limbeck.losses.knowledge import dist_loss, dkd_loss, kd_loss
 from limbeck.losses.preference import clipped, customisation_loss, denoising_ratios, pair_loss, ranked
+from limbeck.losses.ranking import (
+    check_logits,
+    decreasing_weights,
+    effective_picks,
+    pl_log_likelihood,
+    pld_loss,
+    ranking_weights,
+    teacher_ranking,
+)
+from limbeck.losses.score_entropy import score_entropy
 
 __all__ = [
     "TANGENT_NORMALISERS",
@@ -20,25 +31,36 @@ __all__ = [
     "WEIGHTS",
     "FromZero",
     "angle",
+    "check_logits",
     "clipped",
     "consistency_loss",
     "consistency_pair",
     "consistency_tangent",
     "continuous_loss",
     "customisation_loss",
+    "decreasing_weights",
     "denoising_errors",
     "denoising_loss",
     "denoising_ratios",
     "denoising_target",
     "discriminator_loss",
+    "dist_loss",
+    "dkd_loss",
+    "effective_picks",
     "generator_loss",
     "importance_weight",
+    "kd_loss",
     "logit_accuracy",
     "normalise_tangent",
     "pair_loss",
+    "pl_log_likelihood",
+    "pld_loss",
     "pseudo_huber",
     "r1_finite_difference",
     "ranked",
+    "ranking_weights",
+    "score_entropy",
     "squared",
+    "teacher_ranking",
     "trig_velocity",
 ]

@@ -40,6 +40,12 @@ def _generator(id: str, *facts: Any, **more: Any) -> Entry:
     return Entry(id, title, paper, arxiv, year, f"limbeck.methods.generators.{id.replace('-', '_')}", networks, **more)
 
 
+def _classifier(id: str, *facts: Any, **more: Any) -> Entry:
+    title, paper, arxiv, year, networks = facts
+    room = f"limbeck.methods.recognition.{id.replace('-', '_')}"
+    return Entry(id, title, paper, arxiv, year, room, networks, data="labelled", null="no", wing="recognition", **more)
+
+
 METHODS: dict[str, Entry] = {
     entry.id: entry
     for entry in (
@@ -122,6 +128,21 @@ METHODS: dict[str, Entry] = {
             "gaussian-score", "Analytical teleportation with the Gaussian score",
             "The Unreasonable Effectiveness of Gaussian Score Approximation for Diffusion Models and its Applications",
             "2412.09726", 2024, "", "teacher", aliases=("teleport", "teleportation"), data="statistics", null="no",
+        ),
+        Entry(
+            "lsd", "Learnable sampler distillation of discrete diffusion (LSD, LSD+)",
+            "Learnable Sampler Distillation for Discrete Diffusion Models", "2509.19962", 2025, "limbeck.methods.sequences.lsd",
+            "teacher; the student is its sampler's 2 M numbers", aliases=("lsd+",), null="no", wing="sequences",
+        ),
+        _classifier(
+            "pld", "Plackett-Luce distillation of classifiers (PLD)",
+            "PLD: A Choice-Theoretic List-Wise Knowledge Distillation", "2506.12542", 2025, "teacher (or its logits), student",
+            aliases=("plackett-luce",),
+        ),
+        _classifier(
+            "self-distillation", "Self-distillation with a weight of the labels, in closed form and in rounds",
+            "Even your Teacher Needs Guidance: Ground-Truth Targets Dampen Regularization Imposed by Self-Distillation",
+            "2102.13088", 2021, "student, the last round's student", aliases=("born-again",),
         ),
     )
 }  # fmt: skip

@@ -3,8 +3,9 @@
 Every metric is a pure function of tensors (N, ...), computed in float64 on the device of its input without
 gradient; what is random takes an integer seed and draws on the CPU, so that every device gives one figure.
 `distances` compares sets of points and laws, `frechet` sets of features, `manifold` asks for precision and
-recall, `modes` counts modes and measures spread within classes, `images` compares pairs, and `bootstrap` says
-what a figure is worth: its floor on real data alone. Wrong input raises `limbeck.errors.LimbeckError`.
+recall, `modes` counts modes and measures spread within classes, `rank_correlation` compares orders, `images`
+compares pairs, and `bootstrap` says what a figure is worth: its floor on real data alone. Wrong input raises
+`limbeck.errors.LimbeckError`.
 """
 
 from limbeck.metrics.bootstrap import bootstrap_floor
@@ -26,6 +27,7 @@ from limbeck.metrics.frechet import (
 from limbeck.metrics.images import psnr
 from limbeck.metrics.manifold import PrecisionRecall, precision_recall
 from limbeck.metrics.modes import ModeHistogram, class_variance, class_variance_ratio, mode_histogram
+from limbeck.metrics.rank_correlation import kendall_tau, spearman_rho
 
 __all__ = [
     "BlockEstimate",
@@ -38,6 +40,7 @@ __all__ = [
     "energy_distance",
     "frechet_distance",
     "frechet_distance_of_moments",
+    "kendall_tau",
     "kernel_distance",
     "kernel_distance_of_blocks",
     "mean_pairwise_distance",
@@ -46,5 +49,6 @@ __all__ = [
     "precision_recall",
     "psnr",
     "sliced_wasserstein",
+    "spearman_rho",
     "total_variation",
 ]

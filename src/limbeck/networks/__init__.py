@@ -15,6 +15,7 @@ from limbeck.errors import LimbeckError, unknown
 from limbeck.networks.adapters import LowRank, adapted, adapters, fused, merged
 from limbeck.networks.attention import Attention, Processor, attend, attended, attentions, exchange_processors, masked
 from limbeck.networks.attention_jvp import attention_jvp
+from limbeck.networks.checkpointing import checkpoint_blocks
 from limbeck.networks.conditioning import Conditioning, LabelEmbedding, NoiseFeatures, sinusoids
 from limbeck.networks.contract import Condition, Network
 from limbeck.networks.counted import Counted, counted
@@ -78,6 +79,7 @@ __all__ = [
     "attentions",
     "build_network",
     "candidate_layers",
+    "checkpoint_blocks",
     "counted",
     "dual_attention",
     "exchange_processors",

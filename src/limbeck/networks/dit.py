@@ -119,7 +119,8 @@ class DiT(nn.Module):
     @property
     def null(self) -> dict[str, Tensor] | None:
         """What stands for "no condition" per sample; None for an unconditional network."""
-        text = {} if self.text is None else {"text": self.input.weight.new_zeros(self.text)}
+        w = self.input.weight
+        text = {} if self.text is None else {"text": torch.zeros(self.text, dtype=w.dtype, device=w.device)}
         return {**(self.conditioning.null or {}), **text} or None
 
     @property

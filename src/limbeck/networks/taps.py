@@ -49,6 +49,12 @@ class FeatureTap:
         for name in names:
             if name not in layers or not name:
                 raise unknown_layer("layer", name, layers)
+            if getattr(layers[name], "_is_fsdp_managed_module", False) and not hasattr(layers[name], "unshard"):
+                parts = [n for n, m in layers.items() if n and hasattr(m, "unshard")]
+                raise LimbeckError(
+                    f"the layer {name!r} is no part whose weights are split over processes by themselves, so no gradient can "
+                    f"begin there; tap one of {', '.join(parts)}, or use --parallel replicate"
+                )
         self.names = tuple(names)
         self._layers = {name: layers[name] for name in names}
         self._handles: list[RemovableHandle] = []

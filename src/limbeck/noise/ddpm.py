@@ -64,14 +64,19 @@ class DDPM(Process):
     def _log_sigma(self) -> Tensor:
         return torch.log1p(-self.table) / 2 - torch.log(self.table) / 2
 
+    @cached_property
+    def _finite(self) -> bool:
+        return bool(self.table[-1] > 0)
+
     def _segment(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        knots = self._log_sigma.to(t.device)
-        i = t.double().floor().long().clamp(0, len(knots) - 2)
-        return t.double() - i, knots[i], knots[i + 1]
+        knots, t = self._log_sigma.to(t.device), t.double()
+        i = t.floor().long().clamp(0, len(knots) - 2)
+        return t - i, knots[i], knots[i + 1]
 
     def _log_sigma_at(self, t: Tensor) -> Tensor:
         w, low, high = self._segment(t)
-        return torch.where((w == 0) & torch.isinf(high), low, low + w * (high - low))  # 0 inf is nan
+        value = low + w * (high - low)
+        return value if self._finite else torch.where((w == 0) & torch.isinf(high), low, value)  # 0 inf is nan
 
     def _slope(self, t: Tensor) -> Tensor:
         _, low, high = self._segment(t)

@@ -12,6 +12,7 @@ from limbeck.report import words
 from limbeck.report.curves import NOT_DRAWN, Chart, chart, is_main, order, positions
 from limbeck.report.pictures import Picture, picture
 from limbeck.report.record import PICTURES, Figures, Record, labels, read_record
+from limbeck.training.durable import put_in_place
 from limbeck.version import __version__
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def write_claims(results: Sequence[Mapping[str, Any]], path: Path | str) -> Path
 
 def _write(path: Path, template: str, **content: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_templates().get_template(template).render(limbeck=__version__, **content), encoding="utf-8")
+    put_in_place(path, _templates().get_template(template).render(limbeck=__version__, **content))
     return path
 
 

@@ -1,12 +1,13 @@
 """A run's record, read from its folder: what was run, what came out, the figures by step, the pictures."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from limbeck.errors import LimbeckError
+from limbeck.training.durable import refuse_links
+from limbeck.training.plain import read_plain
 from limbeck.training.tracking import read_metrics
 
 Curve = tuple[list[int], list[float]]  # steps, values
@@ -64,6 +65,7 @@ def read_record(folder: Path | str) -> Record:
     folder = Path(folder)
     if not folder.is_dir():
         raise LimbeckError(f"no folder at {folder}: give the folder of a run, as `limbeck distill` makes it")
+    refuse_links(folder)
     config_text, config = _read(folder / "config.yaml")
     _, summary = _read(folder / "summary.json")
     if config is None and summary is None:
@@ -130,15 +132,10 @@ def labels(runs: list[Record]) -> list[str]:
 
 def _read(path: Path) -> tuple[str, Any]:
     """Text and content of a JSON or YAML file; ("", None) where there is none."""
-    import yaml
-
     try:
-        text = path.read_text(encoding="utf-8")
-        return text, json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        return read_plain(path)
     except FileNotFoundError:
         return "", None
-    except (ValueError, yaml.YAMLError) as error:
-        raise LimbeckError(f"{path} is damaged ({' '.join(str(error).split())}): repair or remove it") from None
 
 
 def _mapping(content: Any, path: Path) -> dict[str, Any]:

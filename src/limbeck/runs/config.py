@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 
 from limbeck.errors import LimbeckError, unknown
+from limbeck.training.durable import refuse_links
 from limbeck.training.options import options_from_dict
+from limbeck.training.plain import read_plain
 from limbeck.training.trackers import check_trackers
 from limbeck.version import __version__
 
@@ -35,6 +36,13 @@ class RunConfig:
     version: str = __version__
     format: int = FORMAT
 
+    def __post_init__(self):
+        if self.micro_batches < 1 or self.checkpoint_every < 0:
+            raise LimbeckError(
+                f"micro_batches={self.micro_batches} must be at least 1, and checkpoint_every={self.checkpoint_every} at least 0 "
+                "(0: at evaluations alone)"
+            )
+
 
 @dataclass(frozen=True)
 class Execution:
@@ -42,7 +50,17 @@ class Execution:
 
     track: tuple[Literal["none", "tensorboard", "wandb", "trackio"], ...] | None = None
     """Where figures go besides metrics.jsonl: tensorboard, wandb, trackio, none (default: TensorBoard if it is installed)."""
+    compile: bool = False
+    """Run the networks through torch.compile, once it was seen to give the same answers and gradients (to rounding)."""
     quiet: bool = False
+    parallel: Literal["replicate", "shard"] = "replicate"
+    """Of several processes (torchrun): each holds all weights, or a part of them."""
+    trust_code: bool = False
+    """Import the code (MODULE:NAME, .pt2) that a run's folder or config.yaml names, not only what you name yourself."""
+    gradient_checkpointing: bool = False
+    """Blocks of the networks are computed twice and held once: less memory, one more forward each."""
+    offload: bool = False
+    """Weights, averages and optimizer states wait on the CPU while their role is idle."""
 
     def __post_init__(self):
         check_trackers(self.track)
@@ -53,17 +71,13 @@ def read_config(folder: Path | str) -> RunConfig:
     file = Path(folder) / "config.yaml"
     if not file.is_file():
         raise LimbeckError(f"{folder} is not a run: it has no config.yaml (half-written or another folder); start a new run")
+    refuse_links(Path(folder))
     return parse_config(file)
 
 
 def parse_config(file: Path) -> RunConfig:
     """The configuration in a YAML file."""
-    try:
-        config = options_from_dict(RunConfig, yaml.safe_load(file.read_text()), str(file))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise LimbeckError(
-            f"{file} is not readable YAML: {str(error).splitlines()[0]}; restore it or start a new run"
-        ) from None
+    config = options_from_dict(RunConfig, read_plain(file)[1], str(file))
     if config.format != FORMAT:
         raise LimbeckError(f"{file} has format {config.format}, this version reads {FORMAT}; use limbeck {config.version}")
     return config
@@ -74,7 +88,7 @@ def check_place(device: str, dtype: str) -> None:
     if dtype not in (dtypes := ("float32", "float64")):
         raise unknown("dtype", dtype, dtypes)
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # "meta" has no values
     except (RuntimeError, AssertionError) as error:
         raise LimbeckError(f"the device {device!r} is not here ({str(error).splitlines()[0]}); use cpu or cuda") from None
 

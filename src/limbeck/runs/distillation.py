@@ -4,6 +4,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +18,13 @@ from limbeck.methods import Entry, find, preset_of
 from limbeck.methods.generators.generator import Generator, make_method
 from limbeck.networks import merged
 from limbeck.runs.config import Execution, RunConfig, check_place, jsonable, read_config
-from limbeck.runs.folder import begin, last_checkpoint, open_folder
-from limbeck.tasks import TASKS, Task, build_task, chosen_task, given_names, preferred_options, recorded
-from limbeck.training import Loop, LoopOptions, set_precision
+from limbeck.runs.folder import begin, open_folder, restore
+from limbeck.tasks import TASKS, Task, build_task, chosen_task, given_names, named_by, preferred_options, recorded
+from limbeck.training import ALONE, Loop, LoopOptions, World, checkpoint_roles, checkpoints, launched, set_precision
+from limbeck.training.compiled import TRIED, compile_roles
+from limbeck.training.durable import assembled
 from limbeck.training.options import merged_options, options_from_dict, options_to_dict
+from limbeck.training.plain import read_plain
 from limbeck.version import __version__
 
 EVALUATIONS = 6  # evaluations of the student along a run, the last one at its end
@@ -46,29 +50,34 @@ class Run:
         return self.method.sampler()
 
 
-def prepare(config: RunConfig, task: Task) -> tuple[Generator, Any]:
-    """The method of a configuration on a task, and its options."""
+def prepare(config: RunConfig, task: Task, trust_code: bool = False) -> tuple[Generator, Any]:
+    """The method of a configuration on a task, and its options. ``trust_code``: of the run that it begins with."""
     cls, options_class, _ = distilling(config.method).load()
     options = options_from_dict(options_class, config.options, f"options of {config.method}")
     if config.from_run is not None:
-        task = started(task, config.from_run)
+        task = started(task, config.from_run, trust_code)
     method = make_method(cls, options, task, config.seed)
     if config.precision != "float32":
         set_precision(method.roles, getattr(torch, config.precision))
     return method, options
 
 
-def started(task: Task, folder: Path | str) -> Task:
+def started(task: Task, folder: Path | str, trust_code: bool = False) -> Task:
     """The task with the student of another run as what students and critics start as. Raises LimbeckError if it does not fit."""
-    before, other = open_run(folder, quiet=True)
+    before, other = open_run(folder, quiet=True, trust_code=trust_code)
     if other.shape != task.shape:
         raise LimbeckError(f"the student of {folder} makes samples {other.shape}, but the task {task.name} has {task.shape}")
     return replace(task, start=before.student, start_sigmas=before.method.sigmas)
 
 
 def distilling(name: str) -> Entry:
-    """The entry of a method that distils. Raises LimbeckError for unknown names and for samplers."""
+    """The entry of a method that distils a task. Raises LimbeckError for unknown names, samplers, and wings without tasks."""
     entry = find(name)
+    if entry.wing != "generators":
+        raise LimbeckError(
+            f"{entry.id} has no task to distil yet (its wing is {entry.wing}); it is trained by `limbeck reproduce {entry.id}`, "
+            f"or from Python with {entry.module}"
+        )
     if not entry.module:
         raise LimbeckError(f"{entry.id} is a sampler and distils nothing; see `limbeck reproduce {entry.id}`")
     return entry
@@ -105,14 +114,15 @@ def distill(
     keywords of :func:`limbeck.tasks.diffusers.diffusers_task`. None: a ``task`` by name ("digits", the default). ``method``: see
     `limbeck methods`; ``options``: its options dataclass, or a mapping of those that differ from the ``preset``; further
     keywords are options too (``alpha=1.0``), or say how to carry the run out (:class:`limbeck.runs.Execution`: ``quiet=True``).
-    ``from_run``: a run, whose student is what this one begins with. ``precision``: bfloat16 runs the networks
-    under autocast, losses in ``dtype``. ``out``: the run's folder (None: a new one under runs/).
+    ``from_run``: a run, whose student is what this one begins with (a folder that names code needs ``trust_code=True``).
+    ``precision``: bfloat16 runs the networks under autocast, losses in ``dtype``. ``out``: the run's folder (None: a new one
+    under runs/).
     Returns a :class:`Run`.
     Raises LimbeckError for what it cannot use.
     """
     entry = distilling(method)
-    check_place(device, dtype)
     how = Execution(**{f.name: more.pop(f.name) for f in fields(Execution) if f.name in more})
+    how = replace(how, trust_code=how.trust_code or isinstance(from_run, Run))  # one that is open was trusted before
     given = {"model" if is_pipeline(teacher) else "teacher": teacher, "data": data}
     given = {n: v for n, v in given.items() if v is not None} | {n: more.pop(n) for n in given_names(more)}
     if isinstance(task, Task) and given:
@@ -141,9 +151,13 @@ def distill(
         None if from_run is None else str(from_run.path if isinstance(from_run, Run) else from_run),
         precision,
     )
-    folder = open_folder(out, config, overwrite, resume)
-    built = task if isinstance(task, Task) else build_task(name, told, device=device, dtype=dtype, quiet=how.quiet)
-    return run(config, built, folder, overwrite, resume, how=how, command=command)
+    loop_options(config, options)
+    with launched(device, how.parallel) as world:
+        check_place(device, dtype)
+        place: dict[str, Any] = {"device": device, "dtype": dtype, "quiet": how.quiet or not world.writes}
+        folder = world.first(lambda: open_folder(out, config, overwrite, resume))
+        built = task if isinstance(task, Task) else world.in_turn(lambda: build_task(name, told, **place))
+        return run(config, built, folder, overwrite, resume, how=how, command=command, world=world)
 
 
 def is_pipeline(teacher: Any) -> bool:
@@ -160,22 +174,21 @@ def run(
     *,
     how: Execution = Execution(),  # noqa: B008
     command: str | None = None,
+    world: World = ALONE,
 ) -> Run:
-    """Train (or go on training) in a folder that :func:`open_folder` allowed, judge teacher and student, write it all down."""
-    method, options = prepare(config, task)
-    begin(folder, config, overwrite, resume)
+    """Train (or go on training) in a folder that :func:`open_folder` allowed, judge teacher and student, write it all down.
+
+    Of several processes one judges and writes; the summary of the others is empty.
+    """
+    method, options = prepare(config, task, how.trust_code)
+    if how.gradient_checkpointing:
+        checkpoint_roles(method.roles)
+    world.first(lambda: begin(folder, config, overwrite, resume))
     nfe = len(method.times)
     loop = Loop(
         method,
         task.source,
-        LoopOptions(
-            options.iterations,
-            options.batch,
-            config.micro_batches,
-            config.seed,
-            config.checkpoint_every,
-            evaluate_every=max(-(-options.iterations // EVALUATIONS), 1),
-        ),
+        loop_options(config, options),
         folder=folder,
         device=config.device,
         evaluate=lambda step: _kept(task.evaluator(method.sampler(), nfe)),
@@ -183,18 +196,33 @@ def run(
         track=how.track,
         meta={"method": config.method},
         quiet=how.quiet,
+        world=world,
+        offload=how.offload,
     )
-    if (folder / "checkpoints").is_dir():
-        checkpoint = last_checkpoint(folder)
-        if checkpoint.meta.get("method") != config.method:
-            raise LimbeckError(f"{folder} holds a run of {checkpoint.meta.get('method')!r}, not of {config.method!r}")
-        loop.restore(checkpoint)
-        print(f"resumed {folder} at step {loop.step} of {options.iterations}", file=sys.stderr)
+    if world.first(lambda: checkpoints.exist(folder / "checkpoints")):  # else the run died before its first one
+        restore(loop, folder, config, quiet=not world.writes)
+        if world.any(loop.step != world.first(lambda: loop.step)):
+            raise LimbeckError(
+                f"not all processes see the same checkpoints in {folder}; put it on a disk that all of them share"
+            )
+        if world.writes:
+            print(f"resumed {folder} at step {loop.step} of {options.iterations}", file=sys.stderr)
+    if how.compile:
+        compile_roles(method, (loop.batches(step)[0] for step in range(loop.step, loop.step + TRIED)))
     loop.train()
-    summary = summarise(config, task, method, loop, command)
-    done = Run(folder, config, method, summary)
-    write_down(done, task)
+    if not world.evaluates:
+        return Run(folder, config, method, {})
+    done = Run(folder, config, method, summarise(config, task, method, loop, command))
+    write_down(done, task, world)
     return done
+
+
+def loop_options(config: RunConfig, options: Any) -> LoopOptions:
+    """How long and how often. Raises LimbeckError for numbers that no run can have, before any teacher is trained for it."""
+    every = max(-(-options.iterations // EVALUATIONS), 1)
+    return LoopOptions(
+        options.iterations, options.batch, config.micro_batches, config.seed, config.checkpoint_every, evaluate_every=every
+    )
 
 
 def summarise(config: RunConfig, task: Task, method: Generator, loop: Loop, command: str | None) -> dict[str, Any]:
@@ -223,7 +251,7 @@ def summarise(config: RunConfig, task: Task, method: Generator, loop: Loop, comm
     }
 
 
-def write_down(done: Run, task: Task) -> None:
+def write_down(done: Run, task: Task, world: World = ALONE) -> None:
     """Samples, student, summary and report."""
     from limbeck.report import save_grid, write_report
 
@@ -233,24 +261,37 @@ def write_down(done: Run, task: Task) -> None:
         "student": done.sampler(),
     }
     pictures = {"real": task.pictures(PICTURED), **{n: task.pictures(PICTURED, s) for n, s in samplers.items()}}
-    (done.path / "samples").mkdir(exist_ok=True)
-    for name, images in pictures.items():
-        save_grid(done.path / "samples" / f"{name}.png", images, PICTURED)
     info = {"method": done.config.method, "task": done.config.task, "times": done.method.times.tolist()}
-    save_student(done.path / "student", merged(done.student), info)
-    (done.path / "summary.json").write_text(json.dumps(jsonable(done.summary), indent=2) + "\n")
+    with assembled(done.path) if world.writes else nullcontext(done.path) as folder:
+        with world.gathered(done.student):
+            if world.writes:
+                save_student(folder / "student", merged(done.student), info)
+        if not world.writes:
+            return
+        (folder / "samples").mkdir()
+        for name, images in pictures.items():
+            save_grid(folder / "samples" / f"{name}.png", images, PICTURED)
+        (folder / "summary.json").write_text(json.dumps(jsonable(done.summary), indent=2) + "\n")
     write_report(done.path)
 
 
-def open_run(folder: Path | str, quiet: bool = False) -> tuple[Run, Task]:
-    """A run with its student as of the last good checkpoint, and its task."""
+def open_run(folder: Path | str, quiet: bool = False, trust_code: bool = False) -> tuple[Run, Task]:
+    """A run with its student as of the last good checkpoint, and its task.
+
+    ``trust_code``: import what its config.yaml names as MODULE:NAME or .pt2. Raises LimbeckError where it names any otherwise.
+    """
     config = read_config(folder)
-    task = build_task(config.task, config.task_options, device=config.device, dtype=config.dtype, quiet=quiet)
-    method, options = prepare(config, task)
+    check_place(config.device, config.dtype)
+    with named_by(Path(folder) / "config.yaml", trust_code):
+        task = build_task(config.task, config.task_options, device=config.device, dtype=config.dtype, quiet=quiet)
+        method, options = prepare(config, task, trust_code)
     loop = Loop(method, task.source, LoopOptions(options.iterations, options.batch, seed=config.seed), quiet=True)
-    loop.restore(last_checkpoint(Path(folder)))
+    restore(loop, Path(folder), config)
     file = Path(folder) / "summary.json"
-    return Run(Path(folder), config, method, json.loads(file.read_text()) if file.is_file() else {}), task
+    summary = read_plain(file)[1] if file.is_file() else {}
+    if not isinstance(summary, dict):
+        raise LimbeckError(f"{file} holds no names with values: remove it, or resume the run to write it again")
+    return Run(Path(folder), config, method, summary), task
 
 
 def _kept(figures: Mapping[str, float]) -> dict[str, float]:

@@ -75,6 +75,11 @@ def load_experts(path: Path | str) -> tuple[Experts, dict[str, Any]]:
     try:
         described = json.loads(path.read_text())
         named = [(float(e["low"]), float(e["high"]), str(e["file"])) for e in described["experts"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LimbeckError(f"{path} does not describe experts ({error}); make it with save_student") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise LimbeckError(
+            f"{path} does not describe experts ({' '.join(str(error).split())}); make it with save_student"
+        ) from error
+    for _, _, file in named:
+        if file in ("", "..") or Path(file).name != file or "\\" in file:
+            raise LimbeckError(f"{path} names {file!r}, which is no file beside it; make it with save_student")
     return Experts([(low, high, load_denoiser(path.parent / file)[0]) for low, high, file in named]), described["info"]

@@ -76,13 +76,15 @@ class Rollout:
         *,
         noise: Noise | None = None,
         grad_step: int | Tensor | None = None,
+        least: int = 0,
     ) -> Trajectory:
         """Roll out from normal numbers z (B, ...).
 
         ``grad_step`` None runs all K steps in the caller's gradient mode. k runs steps 0..k-1 without gradient and ends with
         step k in the caller's mode, on a detached input: its output is x (SiD's uniform-step matching, DMD2's backward
         simulation). A long tensor (B,) gives each sample its own k (TDM): the shared steps run without gradient, then one
-        call serves all samples at their own inputs and times.
+        call serves all samples at their own inputs and times. The shared ones are at least ``least``: a number that does not
+        depend on the samples lets all processes of a run call the denoiser equally often.
 
         Raises LimbeckError for a denoiser of another process, a step outside 0..K-1 and missing noise.
         """
@@ -91,7 +93,7 @@ class Rollout:
                 f"the denoiser lives in {denoiser.process}, the rollout in {self.process}; "
                 "wrap it with limbeck.denoisers.in_process"
             )
-        last = self._last(grad_step, z)
+        last = max(self._last(grad_step, z), min(least, self.K - 1) if isinstance(grad_step, Tensor) else 0)
         t = [times_like(z, self.times[i]) for i in range(last + 1)]
         with torch.set_grad_enabled(grad_step is None and torch.is_grad_enabled()):
             inputs, outputs = [self.begin(z)], []

@@ -27,6 +27,7 @@ from limbeck.tasks.suited import suited_options
 from limbeck.tasks.task import Evaluator, Task, side_by_side_frames
 from limbeck.tasks.tensor_cache import cached_tensors, digest_of
 from limbeck.training import TensorSource
+from limbeck.training.options import check_arguments
 from limbeck.training.progress import Progress
 
 REFERENCE_SEED = 2**31 - 2  # the teacher's samples that others are judged against: not those that it is judged by
@@ -143,6 +144,7 @@ def diffusers_task_from_options(model: Any = None, **options: Any) -> Task:
     """`diffusers_task` from what a run's config.yaml or the command line says."""
     if model is None:
         raise LimbeckError("the task diffusers needs --model (model=), the folder of a pipeline")
+    check_arguments(diffusers_task, options, "options of the task 'diffusers'")
     return diffusers_task(model, **options)
 
 

@@ -3,9 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -134,7 +132,7 @@ def load_tensors(file: Path) -> tuple[Tensor, Tensor | None]:
         raise LimbeckError(f"{file} is no file of tensors that Limbeck reads ({', '.join(TENSORS)}); pictures go into a folder")
     try:
         found = _read(file)
-    except (OSError, ValueError, EOFError, RuntimeError, UnpicklingError, BadZipFile) as error:
+    except Exception as error:  # each library has its own for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LimbeckError(
             f"{file} cannot be read ({reason}); save plain arrays or tensors, Limbeck opens no pickles"

@@ -1,13 +1,40 @@
-"""Python objects that the user names as MODULE:NAME: the only code of theirs that is imported."""
+"""Python objects that the user names as MODULE:NAME: the only code of theirs that is imported.
+
+Who is given a run by somebody else has named nothing: what its config.yaml names is not imported (`named_by`).
+"""
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import import_module
 from typing import Any
 
 from torch import nn
 
 from limbeck.errors import LimbeckError, unknown
+
+_source: ContextVar[str] = ContextVar("source", default="")
+
+
+@contextmanager
+def named_by(source: object, trusted: bool) -> Iterator[None]:
+    """Inside, code is named by a file or folder ``source``: unless it is trusted, `imported` refuses to import it."""
+    token = _source.set("" if trusted else str(source))
+    try:
+        yield
+    finally:
+        _source.reset(token)
+
+
+def refuse_code(name: str, what: str) -> None:
+    """Raise LimbeckError where ``name`` is code, or a place to write to, that nobody but an untrusted file has named."""
+    if source := _source.get():
+        raise LimbeckError(
+            f"{source} names {what} {name!r}, which may do anything that you may do; look at it, and if you trust it say "
+            "--trust-code (trust_code=True)"
+        )
 
 
 def imported(name: str, what: str) -> Any:
@@ -18,6 +45,7 @@ def imported(name: str, what: str) -> Any:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise LimbeckError(f"{what} {name!r} is not of the form MODULE:NAME, e.g. mymodels:make_teacher")
+    refuse_code(name, what)
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)

@@ -20,6 +20,7 @@ from limbeck.tasks.own_teacher import Declared, as_denoiser, parsed_range, read_
 from limbeck.tasks.task import Evaluator, Task
 from limbeck.tasks.trial import tried
 from limbeck.training import TensorSource
+from limbeck.training.options import check_arguments
 
 JUDGED = 4096  # most samples and most real images of an evaluation
 LEAST = 2048
@@ -49,10 +50,11 @@ def own_task(
     ``teacher``: a denoiser (limbeck.denoisers), a torch.nn.Module called as (x, t), (x, t, label) or (x, t, cond), or what
     `read_teacher` reads: FILE (with ``network`` for bare weights) or MODULE:FUNCTION. Of a network that is no denoiser the
     person says: ``prediction`` (edm, trigflow, x0, eps, v, velocity, score), ``process`` (ve, vp, cosine, ddpm, flow,
-    trigflow; options as "flow:shift=3"), ``noise_input``, what it is given as t (a name of
-    :data:`limbeck.denoisers.NOISE_INPUTS`; default: the process's own time, or log_sigma and angle for edm and trigflow), and ``null_label``, the label without a
-    class, if it has one. Time 0 is clean data everywhere: a flow that runs the other way is wrapped in a module that
-    gives its network 1 - t and negates the answer. ``data_range``: the range of the teacher's images.
+    trigflow; options as "flow:shift=3"), ``noise_input``, what it is given as t (a name in
+    :data:`limbeck.denoisers.NOISE_INPUTS`; default: the process's own time, or log_sigma and angle for edm and trigflow), and
+    ``null_label``, the label without a class, if it has one. Time 0 is clean data everywhere: a flow that runs the other way
+    is wrapped in a module that gives its network 1 - t and negates the answer. ``data_range``: the range of the teacher's
+    images.
 
     ``data``: images (N, C, H, W) in [-1, 1] or uint8, or the path of a folder or file (`load_pictures`), with ``labels``
     (N,). ``image_size``: cut and resize a folder's pictures. ``sigma_data``: their standard deviation (None: measured).
@@ -152,6 +154,7 @@ OPTIONS = OwnOptions
 
 def own_task_from_options(teacher: Any = None, data: Any = None, **options: Any) -> Task:
     """`own_task` from what a run's config.yaml or the command line says."""
+    check_arguments(own_task, options, "options of the task 'own'")
     return own_task(teacher, data, **options)
 
 

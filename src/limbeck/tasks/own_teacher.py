@@ -21,7 +21,7 @@ from limbeck.denoisers import (
 from limbeck.errors import LimbeckError
 from limbeck.networks import NETWORKS
 from limbeck.noise import PREDICTIONS, PROCESSES, Process, build_process
-from limbeck.tasks.named import imported, made
+from limbeck.tasks.named import imported, made, refuse_code
 
 STATES = (".safetensors", ".pt", ".pth")
 FILES = (*STATES, ".pt2")
@@ -62,6 +62,7 @@ def read_teacher(teacher: str | Path, network: str | None = None) -> tuple[Any, 
     if path.suffix == ".pt2":
         if network is not None:
             raise LimbeckError(f"{path} holds its network itself; leave --network out")
+        refuse_code(name, "the exported teacher")  # such files may hold pickled objects
         return load_exported(path)
     if network is None:
         if path.suffix == ".safetensors" and path.with_suffix(".json").is_file():

@@ -71,7 +71,7 @@ def suited_options(
             # forward mode needs layers that diffusers' networks do not promise, and their float32 times coarse differences
             "jvp": "discrete", "h": 0.05, **({} if images else {"scm_weight": 0.0, "dmd_weight": 1.0}),
         },
-        "ict": {**size, "student": {"lr": ADAPTERS}, "noise_input": told},
+        "ict": {**size, "student": {"lr": ADAPTERS}, "c_noise": told},
         "pso": {**size, "student": {"lr": ADAPTERS}},
     }  # fmt: skip
     return {name: {key: value for key, value in options.items() if value is not None} for name, options in found.items()}

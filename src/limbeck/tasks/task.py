@@ -15,6 +15,7 @@ from limbeck.metrics import bootstrap_floor, frechet_distance
 from limbeck.noise import karras_grid
 from limbeck.samplers import heun
 from limbeck.training import Keyed, TensorSource
+from limbeck.training.failure import NotFinite
 
 Sampler = Callable[..., Tensor]  # (z standard normal (B, ...), cond, fresh noise of step i) -> x
 Figures = dict[str, float]
@@ -120,8 +121,8 @@ def scored(reward: Reward, name: str, x: Tensor, cond: Cond | None = None) -> Te
     if not isinstance(value, Tensor) or tuple(value.shape) != (len(x),):
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise LimbeckError(f"the reward {name!r} gave {got} for {len(x)} samples; it must give one number each, ({len(x)},)")
-    if bad := int((~torch.isfinite(value)).sum()):
-        raise LimbeckError(f"the reward {name!r} is not finite for {bad} of {len(x)} samples, so they cannot be ranked")
+    if bad := value[~torch.isfinite(value)].tolist():
+        raise NotFinite("reward", f"value of {name!r} for {len(bad)} of {len(x)} samples", bad[0])
     return value.double()
 
 

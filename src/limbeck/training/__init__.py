@@ -1,8 +1,9 @@
 """Training: roles, the loop that drives a method's generator, checkpoints, averages, tracking. It knows no method."""
 
 from limbeck.training.checkpoints import Checkpoint, CheckpointError
+from limbeck.training.failure import Interrupted, NonFiniteError
 from limbeck.training.keyed import Keyed, sample_order
-from limbeck.training.loop import Interrupted, Loop, LoopOptions, NonFiniteError
+from limbeck.training.loop import Loop, LoopOptions
 from limbeck.training.method import (
     Batch,
     EmaOptions,
@@ -14,11 +15,14 @@ from limbeck.training.method import (
     TensorSource,
     Total,
     Update,
+    checkpoint_roles,
     set_precision,
 )
+from limbeck.training.parallel import ALONE, World, launched, placed
 from limbeck.training.tracking import Tracker, read_metrics
 
 __all__ = [
+    "ALONE",
     "Batch",
     "Checkpoint",
     "CheckpointError",
@@ -37,6 +41,10 @@ __all__ = [
     "Total",
     "Tracker",
     "Update",
+    "World",
+    "checkpoint_roles",
+    "launched",
+    "placed",
     "read_metrics",
     "sample_order",
     "set_precision",

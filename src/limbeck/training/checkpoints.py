@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from limbeck.errors import LimbeckError, unknown
-from limbeck.training.durable import Writer, discard, sync_folder, verify, write_known, write_synced
+from limbeck.training import tensorfile
+from limbeck.training.durable import PARTIAL, Writer, discard, sync_folder, verify, write_known, write_synced
 from limbeck.training.sealed import Damaged, Document, check_json, seal, unseal
 from limbeck.training.tensorfile import chunks, untie
 
@@ -35,7 +36,6 @@ MIGRATIONS: dict[int, Callable[[Document], Document]] = {}
 
 _STEP = re.compile(r"step-(\d{8,})(\.old)?")
 _GROUP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_PARTIAL = ".partial-"
 
 
 class CheckpointError(LimbeckError):
@@ -88,11 +88,11 @@ def save(
         if not _GROUP.fullmatch(group):
             raise CheckpointError(f"{group!r} cannot name a file of a checkpoint: use letters, digits, and _.-")
     final = folder / f"step-{step:08d}"
-    partial = folder / f"{_PARTIAL}{final.name}"
+    partial = folder / f"{PARTIAL}{final.name}"
     try:
         check_json(meta, "meta")
         folder.mkdir(parents=True, exist_ok=True)
-        for litter in folder.glob(f"{_PARTIAL}*"):
+        for litter in folder.glob(f"{PARTIAL}*"):
             discard(litter)
         partial.mkdir()
         files: dict[str, dict[str, int | str]] = {}
@@ -106,8 +106,7 @@ def save(
         sync_folder(partial)
         _put_in_place(partial, final)
         if best:
-            write_known(writer, folder / f"{_PARTIAL}best.json", [seal({"format": FORMAT, "step": step})])
-            os.replace(folder / f"{_PARTIAL}best.json", folder / "best.json")
+            mark_best(folder, step, writer)
         sync_folder(folder)
     except LimbeckError as error:
         raise CheckpointError(f"checkpoint of step {step}: {error}") from None
@@ -124,6 +123,28 @@ def save(
     except (OSError, Damaged) as error:
         warnings.warn(f"old checkpoints in {folder} were not removed: {error}", stacklevel=2)
     return final
+
+
+def take_part(tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """What the other processes do while one saves tensors that are split over all of them."""
+    for named in tensors.values():
+        tensorfile.take_part(named)
+
+
+def mark_best(folder: Path | str, step: int, writer: Writer = write_synced) -> None:
+    """Point ``best.json`` at a checkpoint."""
+    partial = Path(folder) / f"{PARTIAL}best.json"
+    discard(partial)
+    try:
+        write_known(writer, partial, [seal({"format": FORMAT, "step": step})])
+        os.replace(partial, Path(folder) / "best.json")
+    finally:
+        discard(partial)
+
+
+def exist(folder: Path | str) -> bool:
+    """Is there any checkpoint, whole or damaged?"""
+    return bool(_found(Path(folder)))
 
 
 def load(folder: Path | str, which: str | int = "last") -> Checkpoint:
@@ -159,16 +180,16 @@ def load(folder: Path | str, which: str | int = "last") -> Checkpoint:
         except (Damaged, OSError, SafetensorError) as error:
             skipped.append(f"{path.name}: {error}")
     raise CheckpointError(
-        f"no usable checkpoint in {folder}:\n  "
-        + "\n  ".join(skipped)
-        + f"\nSteps there: {_listed(folder)}. Load another one, restore the files from a copy, or start anew"
+        f"no usable checkpoint in {folder}: {'; '.join(skipped)}. Steps there: {_listed(folder)}. Load another one, restore the "
+        "files from a copy, or start anew"
     )
 
 
-def rewind(folder: Path | str, step: int) -> list[int]:
+def rewind(folder: Path | str, step: int, keep: int | None = None) -> list[int]:
     """Remove the checkpoints of steps after `step`, for a run that continues from there; return their steps.
 
-    A best checkpoint among them goes too: it belongs to the abandoned future.
+    A best checkpoint among them goes too: it belongs to the abandoned future. What a save left behind that was killed goes as
+    well: half-written files, and (`keep` given) older checkpoints that it would have removed.
     """
     folder = Path(folder)
     later = [(n, path) for n, path in _found(folder) if n > step]
@@ -177,6 +198,11 @@ def rewind(folder: Path | str, step: int) -> list[int]:
             (folder / "best.json").unlink()
     for _, path in later:
         _remove(path)
+    for litter in folder.glob(f"{PARTIAL}*"):
+        discard(litter)
+    if keep is not None:
+        with suppress(Damaged):
+            _prune(folder, step, keep)
     return sorted({n for n, _ in later})
 
 
@@ -203,6 +229,8 @@ def _document(path: Path) -> Document:
 
 
 def _read(path: Path, step: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    if path.is_symlink() or (path / "checkpoint.json").is_symlink():
+        raise Damaged("is a link, or its checkpoint.json is one")
     if not (path / "checkpoint.json").is_file():
         raise Damaged("checkpoint.json is missing")
     try:
@@ -252,4 +280,4 @@ def _prune(folder: Path, step: int, keep: int) -> None:
 def _remove(path: Path) -> None:
     # Renamed first, so that a checkpoint is never seen half removed.
     if path.exists():
-        shutil.rmtree(path.rename(path.with_name(f"{_PARTIAL}{path.name}")))
+        shutil.rmtree(path.rename(path.with_name(f"{PARTIAL}{path.name}")))

@@ -75,6 +75,21 @@ class Watch:
             ),
         ]
 
+    def state(self) -> dict[str, Tensor]:
+        """What the alarms have heard so far, by figure."""
+        return {
+            a.figure: torch.tensor([a.smooth, a.reference, a.beyond, a.spoken], dtype=torch.float64)
+            for a in self.alarms
+            if a.smooth is not None
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what :meth:`state` gave."""
+        for alarm in self.alarms:
+            if alarm.figure in state:
+                smooth, reference, beyond, spoken = state[alarm.figure].tolist()
+                alarm.smooth, alarm.reference, alarm.beyond, alarm.spoken = smooth, reference, int(beyond), bool(spoken)
+
     def __call__(self, step: int, figures: Mapping[str, float]) -> list[str]:
         spoken = (alarm(step, figures[alarm.figure]) for alarm in self.alarms if alarm.figure in figures)
         return [message for message in spoken if message is not None]

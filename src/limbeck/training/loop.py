@@ -1,41 +1,29 @@
 """The loop: drives a method's generators, and alone owns backward, clipping, optimizers, averages, checkpoints and signals."""
 
-import json
 import math
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError, unknown
-from limbeck.training import checkpoints
+from limbeck.training import allocator, checkpoints
 from limbeck.training.diagnostics import Watch
+from limbeck.training.failure import NotFinite, interrupted, non_finite
 from limbeck.training.method import Batch, Method, Source, Step, Total, Update
+from limbeck.training.offload import Offload, Resident
 from limbeck.training.optimizers import Trained
+from limbeck.training.parallel import ALONE, Figures, World
 from limbeck.training.progress import Progress
 from limbeck.training.rng import restore_rng, rng_state
 from limbeck.training.signals import noted_signals
 from limbeck.training.tracking import Tracker
-
-Figures = dict[str, float]
-
-
-class NonFiniteError(LimbeckError):
-    """A loss or gradient that is not finite: names role and step, and says how to replay them."""
-
-
-class Interrupted(LimbeckError):
-    """A signal ended the run between two iterations; a checkpoint was written."""
-
-    def __init__(self, message: str, signum: int):
-        super().__init__(message)
-        self.exit_code = 128 + signum
 
 
 @dataclass(frozen=True)
@@ -66,6 +54,7 @@ class Loop:
     ``folder``: the run's folder for checkpoints and metrics (None: keep nothing on disk). ``evaluate``: figures of the
     student, called every ``evaluate_every`` iterations and at the end; ``best`` names the figure (lower is better) whose
     best checkpoint is kept. ``track``: names of trackers (:func:`check_trackers`; None: TensorBoard if it is installed).
+    ``world``: the processes that share the batch (:func:`limbeck.training.launched`).
     """
 
     def __init__(
@@ -81,37 +70,43 @@ class Loop:
         track: Sequence[str] | None = (),
         meta: Mapping[str, Any] | None = None,
         quiet: bool = False,
+        world: World = ALONE,
+        offload: bool = False,
     ):
         self.method, self.source, self.options, self.folder = method, source, options, folder
         self.device = torch.device(device)
         self.evaluate, self.best, self.track = evaluate, best, track
-        self.meta, self.quiet = dict(meta or {}), quiet
+        self.meta, self.quiet, self.world = dict(meta or {}), quiet or not world.writes, world
         self.step, self.seconds, self.best_value = 0, 0.0, math.inf
+        self.best_step: int | None = None
         self.history: list[tuple[int, Figures]] = []
-        self.messages: list[str] = []
-        self.trained: dict[str, Trained] = {}
-        for name, role in method.roles.items():
-            if role.trained:
-                self.trained[name] = Trained.of(name, role)
+        self.watch, self.messages = Watch(), list[str]()
+        if offload and world.sharded:
+            raise LimbeckError("--parallel shard splits what --offload would move away; take one of them")
+        world.adopt(method)  # before parameters are captured: they may be split
+        self.trained = {name: Trained.of(name, role) for name, role in method.roles.items() if role.trained}
+        self.residence = Offload(method.roles, self.trained, self.device) if offload else Resident()
         self._signal: int | None = None
         self._restored = False
 
     # -- one iteration ------------------------------------------------------------------------------------------------
 
     def batches(self, step: int) -> list[Batch]:
-        """The micro-batches of an iteration; together the samples that one large batch would have."""
+        """This process's micro-batches of an iteration; those of all are the samples that one large batch would have."""
         size, draws = self.options.batch, self.method.draws
         index = step * draws * size + torch.arange(size)
-        pieces = torch.tensor_split(index, self.options.micro_batches)
+        pieces = torch.tensor_split(self.world.share(index, self.options.micro_batches), self.options.micro_batches)
         return [Batch(self.source, self.options.seed, step, piece, self.device, size) for piece in pieces]
 
     def iterate(self) -> Figures:
         """Run one iteration of the method, all micro-batches in lockstep; returns its figures."""
+        self.world.begin(self.options.seed, self.step)
         batches = self.batches(self.step)
         shares = [b.size / self.options.batch for b in batches]
         steps = [self.method.step(b) for b in batches]
         reply: Tensor | None = None
         figures: Figures = {}
+        logs: Figures = {}
         updated: set[str] = set()
         while True:
             yields: list[Update | Total | None] = []
@@ -126,19 +121,22 @@ class Loop:
             if first is None:
                 break
             if isinstance(first, Total):
-                reply = torch.stack([y.value.detach() for y in yields if isinstance(y, Total)]).sum(0)
+                reply = self.world.total(torch.stack([y.value.detach() for y in yields if isinstance(y, Total)]).sum(0))
                 continue
             updates = [y for y in yields if isinstance(y, Update)]
             for name in _names(first):
                 figures |= self._apply(name, sum(float(y.loss.detach()) * w for y, w in zip(updates, shares, strict=True)))
                 updated.add(name)
+            self.residence.release(_names(first))
             for key in first.logs:
-                figures[key] = sum(float(y.logs[key]) * w for y, w in zip(updates, shares, strict=True))
+                logs[key] = sum(float(y.logs[key]) * w for y, w in zip(updates, shares, strict=True))
+        self.residence.release()
         self.method.finish(self.step)
         self.step += 1
         for name in updated:
-            self.trained[name].role.update_ema(self.step)
-        return figures
+            with self.residence.averaging(name):
+                self.trained[name].role.update_ema(self.step)
+        return figures | self.world.agree(logs, self._signal)
 
     def _advance(self, generator: Step, reply: Tensor | None) -> Update | Total | None:
         grad, autocast = torch.is_grad_enabled(), torch.is_autocast_enabled(self.device.type)
@@ -146,6 +144,8 @@ class Loop:
             result = generator.send(reply)
         except StopIteration:
             return None
+        except NotFinite as error:
+            self._fail(error.role, error.quantity, error.value)
         if torch.is_grad_enabled() != grad or torch.is_autocast_enabled(self.device.type) != autocast:
             generator.close()
             raise LimbeckError(
@@ -158,60 +158,60 @@ class Loop:
         for name in _names(update):
             if name not in self.trained:
                 raise unknown("trained role", name, self.trained)
-        if not bool(torch.isfinite(update.loss)):
+        if self.world.size == 1 and not bool(torch.isfinite(update.loss)):  # several find out together, from the sum
             self._fail(_names(update)[0], "loss", float(update.loss.detach()))
-        params = [p for name in _names(update) for p in self.trained[name].params]
+        params: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for name, trained in self.trained.items():
+            (params if name in _names(update) else others).extend(trained.params)
         if not update.loss.requires_grad:
             raise LimbeckError(
                 f"the loss yielded for {update.roles!r} does not depend on its parameters; does its network run under no_grad?"
             )
-        (update.loss * share).backward(inputs=params)
+        self.world.backward(update.loss * share, params, others)
 
     def _apply(self, name: str, loss: float) -> Figures:
         trained = self.trained[name]
         options = trained.role.optimizer
         assert options is not None
-        grads = [p.grad for p in trained.params if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
-        if not bool(torch.isfinite(norm)):
-            self._fail(name, "gradient norm", float(norm))
-        if options.clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(trained.params, options.clip, norm)
+        grads, norm, loss = self.world.gradients(trained.params, loss)
+        length = float(norm)
+        for quantity, value in (("loss", loss), ("gradient norm", length)):
+            if not math.isfinite(value):
+                self._fail(name, quantity, value)
+        if options.clip is not None and grads:
+            torch._foreach_mul_(grads, (options.clip / (norm + 1e-6)).clamp(max=1.0))
         if options.clip_value is not None:
-            torch.nn.utils.clip_grad_value_(trained.params, options.clip_value)
+            for grad in grads:
+                grad.clamp_(-options.clip_value, options.clip_value)
         if self.step in options.anew:
             trained.optimizer.state.clear()
         lr = options.lr_at(self.step, self.options.iterations)
         for group in trained.optimizer.param_groups:
             group["lr"] = lr
-        trained.optimizer.step()
+        with self.residence.applying(name):
+            trained.optimizer.step()
         trained.optimizer.zero_grad(set_to_none=True)
-        return {f"loss/{name}": loss, f"grad_norm/{name}": float(norm), f"lr/{name}": lr}
+        return {f"loss/{name}": loss, f"grad_norm/{name}": length, f"lr/{name}": lr}
 
-    def _fail(self, role: str, quantity: str, value: float) -> None:
-        text = f"the {quantity} of the role {role!r} is {value} at step {self.step}"
-        if self.folder is None:
-            raise NonFiniteError(f"{text}; lower its learning rate, clip its gradient, or train in float32")
-        replay = f"limbeck distill --resume {self.folder}"
-        facts = {"role": role, "step": self.step, "quantity": quantity, "value": str(value), "replay": replay}
-        (self.folder / "failure.json").write_text(json.dumps(facts, indent=2) + "\n")
-        raise NonFiniteError(
-            f"{text}. The last checkpoint is intact and noise is keyed by step, so `{replay}` replays the failure; "
-            "to go on, start anew with a lower learning rate, a clip, or float32"
-        )
+    def _fail(self, role: str, quantity: str, value: float) -> NoReturn:
+        raise non_finite(self.folder, role, self.step, quantity, value, self.world.writes)
 
     # -- state --------------------------------------------------------------------------------------------------------
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Everything the next iteration depends on: tensors by group and name, and JSON-able facts."""
-        tensors: dict[str, dict[str, Tensor]] = {"rng": rng_state(), "method": self.method.state()}
+        tensors: dict[str, dict[str, Tensor]] = {"rng": rng_state(), "watch": self.watch.state()}
+        tensors["method"] = self.method.state()
         for name, trained in self.trained.items():
             tensors |= trained.tensors(name)
         best = None if math.isinf(self.best_value) else self.best_value
         facts = {
             "seconds": self.seconds,
             "best": best,
+            "best_step": self.best_step,
             "torch": str(torch.__version__),
+            "messages": self.messages,
             "history": [list(h) for h in self.history],
             **self.meta,
         }
@@ -227,63 +227,81 @@ class Loop:
         self.method.load_state(tensors["method"])
         self.step, self.seconds = checkpoint.step, float(checkpoint.meta["seconds"])
         self.best_value = math.inf if checkpoint.meta["best"] is None else checkpoint.meta["best"]
+        self.best_step = checkpoint.meta.get("best_step")
+        self.watch.load_state(tensors.get("watch", {}))
+        self.messages = list(checkpoint.meta.get("messages", []))
         self.history = [(int(step), dict(figures)) for step, figures in checkpoint.meta["history"]]
         restore_rng(tensors["rng"])
         self._restored = True
-        if self.folder is not None:
-            checkpoints.rewind(self.folder / "checkpoints", self.step)  # later ones, damaged, would be "last" again
+        if self.folder is not None and self.world.writes:
+            if self.best_step == self.step:  # the run may have died before best.json said so
+                checkpoints.mark_best(self.folder / "checkpoints", self.step)
+            # later ones, damaged, would be "last" again
+            checkpoints.rewind(self.folder / "checkpoints", self.step, self.options.keep)
 
     def save(self, best: bool = False) -> None:
-        """Write a checkpoint of this step, if the run has a folder."""
-        if self.folder is not None:
-            tensors, meta = self.state()
+        """Write a checkpoint of this step, if the run has a folder. All processes take part, and go on once it is there."""
+        if self.folder is None:
+            return
+        self.world.check_equal(self.method, self.step)
+        tensors, meta = self.state()
+        if self.world.writes:
             checkpoints.save(self.folder / "checkpoints", self.step, tensors, meta, keep=self.options.keep, best=best)
+        else:
+            checkpoints.take_part(tensors)
+        self.world.wait()
 
     # -- the run ------------------------------------------------------------------------------------------------------
 
     def train(self, title: str = "") -> None:
         """Run to the last iteration. SIGINT and SIGTERM end the run between two iterations with a checkpoint."""
-        options, watch = self.options, Watch()
+        allocator.keep_freed_memory()
+        options = self.options
         title, total = title or f"distil {type(self.method).__name__}", options.iterations
         tracker = None
-        if self.folder is not None:
+        if self.folder is not None and self.world.writes:
             tracker = Tracker(self.folder, self.track, resume_from=self.step if self._restored else None)
-            if self.step == 0:
-                self.save()
-        with noted_signals(self._note_signal), Progress(title, total, self.step, self.quiet) as progress:
-            try:
-                while self.step < total:
-                    start = time.perf_counter()
-                    figures = self.iterate()
-                    self.seconds += time.perf_counter() - start
-                    last = self.step == total
-                    for message in watch(self.step, figures):
-                        self.messages.append(message)
+        if self.step == 0:
+            self.save()
+        bar = Progress(title, total, self.step, self.quiet)
+        with noted_signals(self._note_signal), bar as progress, tracker or nullcontext():
+            while self.step < total:
+                start = time.perf_counter()
+                figures = self.iterate()
+                self.seconds += time.perf_counter() - start
+                last = self.step == total
+                for message in self.watch(self.step, figures):
+                    self.messages.append(message)
+                    if self.world.writes:
                         progress.say(message)
-                    best = False
-                    if self.evaluate is not None and (last or _due(self.step, options.evaluate_every)):
-                        shown = self.evaluate(self.step)
-                        self.history.append((self.step, shown))
-                        figures |= shown
-                        best = self.best is not None and shown[self.best] < self.best_value
-                        self.best_value = min(self.best_value, shown[self.best]) if self.best else self.best_value
-                    if tracker is not None and (last or best or _due(self.step, options.log_every)):
-                        tracker.log(self.step, figures)
-                    progress.advance(self.step, figures)
-                    if last or best or _due(self.step, options.checkpoint_every) or self._signal is not None:
-                        self.save(best)
-                    if self._signal is not None and not last:
-                        self._stop(self._signal)
-            finally:
-                if tracker is not None:
-                    tracker.close()
+                best = False
+                if self.evaluate is not None and (last or _due(self.step, options.evaluate_every)):
+                    best = self._judge(figures)
+                if tracker is not None and (last or best or _due(self.step, options.log_every)):
+                    tracker.log(self.step, figures)
+                progress.advance(self.step, figures)
+                signum = self.world.stopping(self._signal)
+                if last or best or _due(self.step, options.checkpoint_every) or signum is not None:
+                    if tracker is not None:
+                        tracker.sync()
+                    self.save(best)
+                if signum is not None and not last:
+                    raise interrupted(self.folder, self.step, signum)
+
+    def _judge(self, figures: Figures) -> bool:
+        """Evaluate the student, into the figures; is it the best so far?"""
+        best = False
+        if self.evaluate is not None and self.world.evaluates:
+            shown = self.evaluate(self.step)
+            self.history.append((self.step, shown))
+            figures |= shown
+            value = math.inf if self.best is None else shown.get(self.best, math.inf)
+            if best := value < self.best_value:
+                self.best_value, self.best_step = value, self.step
+        return self.world.any(best and self.world.writes)
 
     def _note_signal(self, signum: int, frame: FrameType | None) -> None:
         self._signal = signum
-
-    def _stop(self, signum: int) -> None:
-        where = f"; continue with `limbeck distill --resume {self.folder}`" if self.folder else ""
-        raise Interrupted(f"stopped by {signal.Signals(signum).name} after step {self.step}{where}", signum)
 
 
 def _names(update: Update) -> tuple[str, ...]:

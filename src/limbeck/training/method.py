@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.denoisers import Cond
 from limbeck.errors import LimbeckError, unknown
+from limbeck.networks import checkpoint_blocks
 from limbeck.training.keyed import Keyed, sample_order
 
 
@@ -18,7 +19,8 @@ class OptimizerOptions:
     """How a role is trained. The learning rate is lr x warm-up x decay, a pure function of the iteration."""
 
     lr: float = 1e-4
-    kind: Literal["adam", "adamw", "radam", "sgd"] = "adam"
+    kind: Literal["adam", "adamw", "radam", "sgd", "adam8bit", "adamw8bit"] = "adam"
+    """8-bit: both moments in a byte each (needs bitsandbytes)."""
     betas: tuple[float, float] = (0.0, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
@@ -167,13 +169,14 @@ class TensorSource:
 class Batch:
     """One draw of samples: data x (or None), cond, and noise keyed by sample.
 
-    ``index`` (B,) are the samples' global numbers in the order of the run; sample n is row permutation(n // size)[n % size].
+    ``index`` (B,) are the samples' global numbers in the order of the run; sample n is row permutation(n // size)[n % size] of
+    the data (``rows``).
     """
 
     def __init__(self, source: Source, seed: int, step: int, index: Tensor, device: torch.device, stride: int = 0):
         self.source, self.seed, self.step, self.index, self.device, self.stride = source, seed, step, index, device, stride
-        rows = sample_order(seed, int(index[0]), len(index), source.size)
-        x, cond = source.fetch(rows)
+        self.rows = sample_order(seed, int(index[0]), len(index), source.size)
+        x, cond = source.fetch(self.rows)
         self.x = None if x is None else x.to(device)
         self.cond = None if cond is None else {name: value.to(device) for name, value in cond.items()}
         self.noise = Keyed(seed, step, index, device)
@@ -198,6 +201,10 @@ class Method:
     roles: dict[str, Role]
     draws: int = 1
     """How many batches of data one iteration uses (:meth:`Batch.draw`)."""
+    whole: str | None = None
+    """Why its weights cannot be split over processes (None: they can)."""
+    writes: bool = True
+    """Is this the process that writes files, if the method has some of its own?"""
 
     def step(self, batch: Batch) -> Step:
         """One iteration, yielding updates and totals."""
@@ -233,3 +240,17 @@ def set_precision(roles: Mapping[str, Role], dtype: torch.dtype | None) -> None:
             )
         for module in told:
             setattr(module, "compute_dtype", dtype)  # noqa: B010
+
+
+def checkpoint_roles(roles: Mapping[str, Role]) -> None:
+    """Checkpoint the blocks of all roles' networks (:func:`limbeck.networks.checkpoint_blocks`), frozen ones too: gradients may
+    go through them. Averages and discriminators stay as they are.
+
+    Raises LimbeckError for a role without blocks.
+    """
+    for name, role in roles.items():
+        if name != "discriminator" and any(True for _ in role.module.parameters()):
+            try:
+                checkpoint_blocks(role.module)
+            except LimbeckError as error:
+                raise LimbeckError(f"the role {name!r}: {error}") from None

@@ -8,7 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError, unknown
-from limbeck.training.method import Role
+from limbeck.training.method import OptimizerOptions, Role
+from limbeck.training.parallel import placed
+
+EIGHT_BIT = {"adam8bit": "Adam8bit", "adamw8bit": "AdamW8bit"}
+"""Optimizers of bitsandbytes, by kind."""
 
 
 @dataclass
@@ -23,18 +27,27 @@ class Trained:
     optimizer: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self):
-        options = self.role.optimizer
-        assert options is not None
+        options = self.options
         common: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay}
         if options.kind == "sgd":
             self.optimizer = torch.optim.SGD(self.params, **common)
             return
+        common |= {"betas": options.betas, "eps": options.eps}
+        if options.kind in EIGHT_BIT:
+            self.optimizer = _eight_bit(options.kind)(self.params, **common)
+            return
         adams = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "radam": torch.optim.RAdam}
         if options.kind not in adams:
-            raise unknown("optimizer", options.kind, [*adams, "sgd"])
+            raise unknown("optimizer", options.kind, [*adams, "sgd", *EIGHT_BIT])
         if options.kind != "radam":
             common["fused"] = True
-        self.optimizer = adams[options.kind](self.params, betas=options.betas, eps=options.eps, **common)
+        self.optimizer = adams[options.kind](self.params, **common)
+
+    @property
+    def options(self) -> OptimizerOptions:
+        """How the role is trained."""
+        assert self.role.optimizer is not None
+        return self.role.optimizer
 
     @classmethod
     def of(cls, name: str, role: Role) -> "Trained":
@@ -68,7 +81,9 @@ class Trained:
             mine = {k.removeprefix(f"{param}/"): v for k, v in state.items() if k.rpartition("/")[0] == param}
             # optimizers keep their step counter on the CPU unless they are fused
             near = p.device if self.optimizer.defaults.get("fused") else "cpu"
-            self.optimizer.state[p] = {k: v.to(near if k == "step" else p.device) for k, v in mine.items()}
+            self.optimizer.state[p] = {k: v.to(near) if k == "step" else placed(v, p).to(p.device) for k, v in mine.items()}
+            if self.options.kind in EIGHT_BIT and mine:
+                self.optimizer.state[p]["step"] = int(mine["step"])  # bitsandbytes counts with a Python integer
             if not mine:
                 del self.optimizer.state[p]
 
@@ -77,4 +92,13 @@ class Trained:
 
     def _restore(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         present = module.state_dict()
-        module.load_state_dict({**{n: present[n] for n in self.held}, **tensors})
+        whole = {n: placed(v, present.get(n)) for n, v in tensors.items()}
+        module.load_state_dict({**{n: present[n] for n in self.held}, **whole})
+
+
+def _eight_bit(kind: str) -> Any:
+    try:
+        from bitsandbytes import optim
+    except ImportError:
+        raise LimbeckError(f"the optimizer {kind!r} needs bitsandbytes; pip install bitsandbytes, or use kind=adam") from None
+    return getattr(optim, EIGHT_BIT[kind])

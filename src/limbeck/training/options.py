@@ -1,8 +1,11 @@
 """Typed options to and from plain mappings (YAML, JSON)."""
 
+import inspect
+import reprlib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any
 
@@ -26,16 +29,28 @@ def options_from_dict(cls: type, values: Any, where: str = "options") -> Any:
     Raises LimbeckError for unknown names (with the nearest valid one) and values of a wrong type.
     """
     if not isinstance(values, Mapping):
-        raise LimbeckError(f"{where} must be a mapping of names to values, not {values!r}")
+        raise LimbeckError(f"{where} must be a mapping of names to values, not {shown(values)}")
     hints = typing.get_type_hints(cls)
     names = [f.name for f in fields(cls)]
     for name in values:
         if name not in names:
-            raise unknown(f"name in {where}", str(name), names)
+            raise unknown(f"name in {where}", str(name)[:80], names)
     needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
     if lacking := [name for name in needed if name not in values]:
         raise LimbeckError(f"{where} lacks {', '.join(lacking)}; add it")
     return cls(**{name: _typed(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+
+
+def check_arguments(function: Callable[..., Any], values: Mapping[str, Any], where: str) -> None:
+    """Raise LimbeckError unless a function takes these keywords; types are checked where they are annotated."""
+    parameters = inspect.signature(function).parameters
+    hints = typing.get_type_hints(function)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name, value in values.items():
+        if name in parameters:
+            _typed(hints.get(name, Any), value, f"{where}.{name}")
+        elif not open_ended:
+            raise unknown(f"name in {where}", str(name), parameters)
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
@@ -46,25 +61,50 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in arguments:
             return None
         inner = [a for a in arguments if a is not type(None)]
-        return _typed(inner[0], value, where) if len(inner) == 1 else value
+        return _typed(inner[0], value, where) if len(inner) == 1 else _any_of(inner, value, where)
     if origin is typing.Literal:
         if value not in arguments:
-            raise unknown(f"value of {where}", str(value), [str(a) for a in arguments])
+            raise unknown(f"value of {where}", str(value)[:80], [str(a) for a in arguments])
         return value
-    if origin is tuple:
+    if origin is tuple or origin in (list, Sequence):
         if not isinstance(value, (list, tuple)):
-            raise LimbeckError(f"{where} must be a list, not {value!r}")
-        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+            raise LimbeckError(f"{where} must be a list, not {shown(value)}")
+        kinds = [arguments[0]] * len(value) if origin is not tuple or arguments[-1] is Ellipsis else list(arguments)
         if len(kinds) != len(value):
             raise LimbeckError(f"{where} must have {len(kinds)} entries, not {len(value)}")
         return tuple(_typed(kind, v, f"{where}[{i}]") for i, (kind, v) in enumerate(zip(kinds, value, strict=True)))
-    if origin is dict and not isinstance(value, Mapping):
-        raise LimbeckError(f"{where} must be a mapping of names to values, not {value!r}")
+    if origin in (dict, Mapping):
+        if not isinstance(value, Mapping):
+            raise LimbeckError(f"{where} must be a mapping of names to values, not {shown(value)}")
+        if odd := [name for name in value if not isinstance(name, str)]:
+            raise LimbeckError(f"{where} has the name {shown(odd[0])}; names are text")
+        return {name: _typed(arguments[1], v, f"{where}.{name}") for name, v in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > 1e300:
+            raise LimbeckError(f"{where} is {shown(value)}, which is too large")
         return float(value)
     if hint in (int, float, str, bool) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
-        raise LimbeckError(f"{where} must be of type {hint.__name__}, not {value!r}")
+        raise LimbeckError(f"{where} must be of type {hint.__name__}, not {shown(value)}")
+    if hint is float and value != value:
+        raise LimbeckError(f"{where} is not a number; give one")
+    if hint is int and abs(value) >= 2**63:
+        raise LimbeckError(f"{where} is {shown(value)}, which is too large")
     return value
+
+
+def _any_of(hints: list[Any], value: Any, where: str) -> Any:
+    plain = [h for h in hints if typing.get_origin(h) or h in (int, float, str, bool)]
+    for hint in plain:
+        with suppress(LimbeckError):
+            return _typed(hint, value, where)
+    if any(isinstance(h, type) and isinstance(value, h) for h in hints if h not in plain):
+        return value
+    raise LimbeckError(f"{where} must be {' or '.join(getattr(h, '__name__', str(h)) for h in hints)}, not {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """A value in an error: shortened where it is long, on one line."""
+    return " ".join(reprlib.repr(value).split())
 
 
 def changed(old: Any, new: Any, where: str = "") -> list[str]:

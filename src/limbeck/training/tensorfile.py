@@ -48,6 +48,9 @@ def untie(named: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
     aliases: dict[str, str] = {}
     first: dict[tuple, str] = {}
     for name, t in named.items():
+        if is_split(t) and t.dtype in _DTYPES:  # never an alias: its memory is a part of it
+            kept[name] = t
+            continue
         if type(t) not in (Tensor, Parameter) or t.layout is not torch.strided or t.is_meta:
             kind = f"{type(t).__name__}, {t.layout} on {t.device}" if isinstance(t, Tensor) else type(t).__name__
             raise TensorFileError(f"{name!r} is no plain dense tensor ({kind}): gather or convert it first")
@@ -71,8 +74,7 @@ def chunks(named: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
     Args:
         named: tensors as `untie` gives them.
     """
-    # Wide dtypes first and a header padded to 8 bytes: every tensor starts at a multiple of its element size.
-    names = sorted(named, key=lambda name: (-named[name].element_size(), name))
+    names = _order(named)
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     start = 0
     for name in names:
@@ -81,9 +83,31 @@ def chunks(named: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
         header[name] = {"dtype": _DTYPES[t.dtype], "shape": list(t.shape), "data_offsets": [start, end]}
         start = end
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)  # for the alignment of what follows
     yield len(text).to_bytes(8, "little")
     yield text
     for name in names:
-        dense = named[name].detach().resolve_conj().resolve_neg().cpu().contiguous()
+        dense = whole(named[name].detach()).resolve_conj().resolve_neg().cpu().contiguous()
         yield dense.reshape(-1).view(torch.uint8).numpy().data
+
+
+def is_split(t: Any) -> bool:
+    """Is it a tensor whose parts several processes hold?"""
+    return hasattr(t, "full_tensor")
+
+
+def take_part(named: Mapping[str, Tensor]) -> None:
+    """What the processes do that hold parts of tensors of which another one writes a file."""
+    split = {name: t for name, t in named.items() if is_split(t)}
+    for name in _order(split):
+        whole(split[name].detach())
+
+
+def _order(named: Mapping[str, Tensor]) -> list[str]:
+    # Wide dtypes first: every tensor starts at a multiple of its element size.
+    return sorted(named, key=lambda name: (-named[name].element_size(), name))
+
+
+def whole(t: Any) -> Tensor:
+    """The tensor itself, gathered from all processes where it is split: then all of them ask for it."""
+    return t.full_tensor() if is_split(t) else t

@@ -41,7 +41,7 @@ class Tracker:
             raise LimbeckError(f"{self.path} already has metrics: resume that run, or choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
         self._sinks: list[Sink] = [*sinks, *open_trackers(names, folder, resume_from)]
-        self._file = open(self.path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+        self._append("")
 
     def log(self, step: int, figures: Mapping[str, Any]) -> None:
         """Append the figures of one step; NaN and infinities are written as the strings nan, inf and -inf."""
@@ -55,13 +55,28 @@ class Tracker:
         if "step" in values:
             raise LimbeckError("a figure cannot be named 'step': it names the line's step; choose another name")
         stored = {name: value if isfinite(value) else str(value) for name, value in values.items()}
-        self._file.write(json.dumps({"step": int(step), **stored}, allow_nan=False) + "\n")
+        self._append(json.dumps({"step": int(step), **stored}, allow_nan=False) + "\n")
         for sink in self._sinks:
             sink(step, values)
 
+    def sync(self) -> None:
+        """Wait until all lines are on the disk, as a checkpoint of the same step will be."""
+        with open(self.path, "rb") as file:
+            os.fsync(file.fileno())
+
+    def _append(self, line: str) -> None:
+        # Opened for each line: nothing waits in a buffer when the process dies or the disk is full.
+        try:
+            with open(self.path, "ab") as file:
+                file.write(line.encode())
+        except OSError as error:
+            raise LimbeckError(
+                f"figures could not be written to {self.path}: {error.strerror or error}. All checkpoints are intact: free "
+                "space or make the folder writable, then resume"
+            ) from error
+
     def close(self) -> None:
-        """Close the file and the sinks; a closed tracker logs no more."""
-        self._file.close()
+        """Close the sinks."""
         for sink in self._sinks:
             close(sink)
 
@@ -100,7 +115,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         try:
             if text:
                 lines.append(_figures(text))
-        except ValueError:
+        except (ValueError, RecursionError):
             if number < len(texts):
                 raise LimbeckError(f"{path}, line {number} is damaged: repair or remove that line") from None
     return lines

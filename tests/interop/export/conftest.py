@@ -59,7 +59,7 @@ def run_of(tmp_path_factory):
         out = place / f"{name}-{method}-{len(list(place.iterdir()))}"
         few = {"judged": 2, "judged_batch": 2, "teacher_nodes": 2, "iterations": 1, "batch": 2, "quiet": True}
         runs[key if data is None else repr(pictures)] = done = distill(
-            method=method, model=str(model), out=out, **few, **asked, **pictures, **options
+            method=method, model=str(model), out=out, **{**few, **asked, **pictures, **options}
         ).path
         return done
 

@@ -1,7 +1,8 @@
 """Runs in a process of its own, in which limbeck cannot be imported: loads pipelines with stock diffusers and samples them.
 
 Called with the path of a list of jobs (JSON): ``folder``, ``kind`` (the pipeline's class), ``call`` (its arguments), ``seed``,
-``out`` (a .npy), and for adapters ``lora`` (their folder). Or ``code`` alone, run in the folder ``place``.
+``out`` (a .npy), and perhaps ``lora`` and ``scheduler`` (folders of adapters, of another scheduler).
+Or ``code`` alone, run in the folder ``place``.
 """
 
 import contextlib
@@ -38,8 +39,9 @@ def sampled(job):
     pipe.set_progress_bar_config(disable=True)
     if "lora" in job:
         pipe.load_lora_weights(job["lora"])
-        name = json.loads((Path(job["lora"]) / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
-        pipe.scheduler = getattr(diffusers, name).from_pretrained(job["lora"], subfolder="scheduler")
+    if "scheduler" in job:
+        name = json.loads((Path(job["scheduler"]) / "scheduler_config.json").read_text())["_class_name"]
+        pipe.scheduler = getattr(diffusers, name).from_pretrained(job["scheduler"])
     answer = pipe(**job["call"], generator=torch.manual_seed(job["seed"]), return_dict=False)[0]
     return answer.numpy() if isinstance(answer, torch.Tensor) else np.asarray(answer)
 

@@ -54,7 +54,6 @@ SLOW = {
         Case("sdxl", "dmd", scheduler="DDIMScheduler"),
         Case("dit", "dmd", scheduler="DDIMScheduler"),
         Case("dit", "dmd", 4, scheduler="LCMScheduler"),
-        Case("pixart", "dmd", 4, scheduler="LCMScheduler"),
     ],
     "flows": [
         Case("sd3", "dmd", scheduler=FLOW),

@@ -137,7 +137,7 @@ def test_what_no_table_can_repeat_is_refused_with_the_reason(make, message):
         (Steps(RectifiedFlow(), (0.7,)), "FluxPipeline", ("velocity", "thousand"), "s = 0.7 times.*first level be inf"),
         (Steps(RectifiedFlow(), (1.0,)), "FluxPipeline", ("x0", "time"), "velocity to 1000 sigma, not 'x0' told 'time'"),
         (Steps(RectifiedFlow(), (1.0, 0.5), "tcd", eta=0.3), "FluxPipeline", ("velocity", "thousand"), "fresh noise or none"),
-        (Steps(VE(), (80.0,)), "ConsistencyModelPipeline", ("edm", "log_sigma"), "250 ln\\(sigma\\).*noise_input"),
+        (Steps(VE(), (80.0,)), "ConsistencyModelPipeline", ("edm", "log_sigma"), "250 ln\\(sigma\\).*c_noise"),
         (
             Steps(VE(), (80.0, 1.0), "ode"),
             "ConsistencyModelPipeline",

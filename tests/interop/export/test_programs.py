@@ -130,6 +130,6 @@ def test_a_network_that_cannot_be_traced_is_named(tmp_path):
 
     network = Looks(SHAPE, width=8, blocks=1, embedding=8)
     module = unrolled(Preconditioned(network, VE(), "edm", 0.5), Steps(VE(), (2.5,)))
-    with pytest.raises(LimbeckError, match="torch.export cannot trace the Looks"):
+    with pytest.raises(LimbeckError, match="cannot trace the Looks: .*(data-dependent|guard|symbolic)"):
         write_program(tmp_path / "student.pt2", module, example_inputs(SHAPE, module, None))
     assert not list(tmp_path.iterdir())

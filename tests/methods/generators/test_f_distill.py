@@ -207,7 +207,7 @@ def test_logits_that_are_not_finite_stop_the_run(value, make, tiny):
     loop = tiny.loop(method)
     loop.iterate()
     method.adversary.heads.logits[0].bias.data.fill_(value)
-    with pytest.raises(LimbeckError, match="the discriminator's logits are not finite at step 1: there is no density ratio"):
+    with pytest.raises(LimbeckError, match=r"the logit of \d+ of \d+ samples of the role 'discriminator' is (nan|inf)"):
         loop.iterate()
 
 

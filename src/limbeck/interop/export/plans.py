@@ -231,7 +231,7 @@ def _exploding(steps: Steps, stock: Stock, prediction: str, noise_input: str, si
         raise LimbeckError(
             f"CMStochasticIterativeScheduler tells the network 250 ln(sigma), but the student's was told {noise_input!r}, and EDM's "
             "schedulers begin with sqrt(sigma^2 + 1) z in place of sigma z: neither is this student. Train iCT with "
-            "noise_input 'log_sigma_thousand', or export with `--to torch-export`"
+            "c_noise 'log_sigma_thousand', or export with `--to torch-export`"
         )
     if steps.K > 1 and steps.kind != "fresh":
         raise LimbeckError(f"CMStochasticIterativeScheduler draws fresh noise; train with renoise 'fresh', not {steps.kind!r}")

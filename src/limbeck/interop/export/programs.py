@@ -126,18 +126,32 @@ def input_names(module: Unrolled) -> list[str]:
 
 @torch.no_grad()
 def exported(module: Unrolled, inputs: tuple[Tensor, ...]) -> Any:
-    """The torch.export program, for a batch of any size. Raises LimbeckError where the network cannot be traced."""
-    size = torch.export.Dim("batch", min=1)
-    shapes = ({0: size}, tuple({0: size} for _ in inputs[1:]))
+    """The torch.export program, for a batch of any size (of up to 63 with the U-Nets of diffusers). Raises LimbeckError where the
+    network cannot be traced."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.export.export(module, inputs, dynamic_shapes=shapes)
+        return _traced(module, inputs, None)
+    except Exception as first:
+        if "max=63" not in str(first):  # the U-Nets of diffusers upsample batches from 64 on by another branch
+            raise _untraceable(module, first) from first
+    try:
+        return _traced(module, inputs, 63)
     except Exception as error:  # torch raises whatever the network happens to cause
-        raise LimbeckError(
-            f"torch.export cannot trace the {type(module.networks[0]).__name__}: {str(error).splitlines()[0][:200]}; export the weights "
-            "(student.safetensors in the run) instead"
-        ) from error
+        raise _untraceable(module, error) from error
+
+
+def _traced(module: Unrolled, inputs: tuple[Tensor, ...], most: int | None) -> Any:
+    size = torch.export.Dim("batch", min=1, max=most)
+    more = [tuple({0: size} for _ in inputs[1:])] if len(inputs) > 1 else []  # none given, none described
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.export.export(module, inputs, dynamic_shapes=({0: size}, *more))
+
+
+def _untraceable(module: Unrolled, error: Exception) -> LimbeckError:
+    return LimbeckError(
+        f"torch.export cannot trace the {type(module.networks[0]).__name__}: {str(error).splitlines()[0][:200]}; export the weights "
+        "(student.safetensors in the run) instead"
+    )
 
 
 def write_program(path: Path, module: Unrolled, inputs: tuple[Tensor, ...]) -> None:

@@ -18,6 +18,7 @@ from limbeck.denoisers import Denoiser
 from limbeck.errors import LimbeckError
 from limbeck.noise import process_config
 from limbeck.rules import Target
+from limbeck.training import placed
 from limbeck.training.durable import discard, sync_folder, verify, write_known, write_synced
 from limbeck.training.sealed import Damaged, seal, unseal
 from limbeck.training.tensorfile import chunks
@@ -126,7 +127,7 @@ def put_weights(module: nn.Module, weights: Weights) -> None:
     own = module.state_dict()
     with torch.no_grad():
         for name, value in weights.items():
-            own[name].copy_(value)
+            own[name].copy_(placed(value, own[name]))
 
 
 def fingerprint(denoiser: Any, *facts: Any) -> str:

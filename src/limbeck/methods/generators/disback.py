@@ -47,6 +47,7 @@ from limbeck.methods.generators.generator import Generator, Ingredients
 from limbeck.methods.generators.options import ScoreOptions, dmd2_rate
 from limbeck.methods.generators.score import ScoreDistillation
 from limbeck.samplers import Chain, Rollout
+from limbeck.tasks import refuse_code
 from limbeck.training import Batch, EmaOptions, Role, Step, Total, Update
 from limbeck.training.options import options_from_dict
 
@@ -131,12 +132,16 @@ class DisBack(Generator):
         super().__init__(parts, o.sigmas, self.host.student, renoise=o.renoise, begin=o.begin)
         self.draws = self.host.draws
         self.losses: list[float] = []
+        if o.record is not None:
+            refuse_code(o.record, "the folder to write the path to,")
         self.recorded: list[dict[str, Tensor]] = []
         self.path = Degradation(parts.teacher, self.host.critic)
         if o.path is not None:
             self.path.weights, self.losses = load_path(o.path, parts.teacher, self.host.critic, self._student())
             put_weights(self.host.critic, self.path.weights[-1])  # (3)
         self.roles = {**self.host.roles, "target": Role(self.path.holder)}
+        if o.record is not None:
+            self.whole = "its path is written down as it is made"
         self.count = len(self.path.weights) or o.nodes or o.degrade // o.every  # N
         self.target = self._target()
         retarget(self.host, self.target)  # (4)
@@ -194,7 +199,7 @@ class DisBack(Generator):
         o = self.options
         nodes = chosen_nodes(self.losses, o.every, self.count, o.spacing)  # (2)
         self.path.weights, self.recorded = [self.recorded[i] for i in nodes], []
-        if o.record is not None:
+        if o.record is not None and self.writes:
             record_path(o.record, self.path, self.losses, self._student())
 
     def state(self) -> dict[str, Tensor]:

@@ -82,7 +82,7 @@ class ICTOptions:
     t_max: float = 80.0
     later: tuple[float, ...] = (0.821,)
     """The times of the second and later steps of a sample, decreasing."""
-    noise_input: Literal["log_sigma", "log_sigma_thousand"] = "log_sigma"
+    c_noise: Literal["log_sigma", "log_sigma_thousand"] = "log_sigma"
     """ln(t)/4 of (1), or 1000 times that: the consistency models of diffusers, and what their sampler takes."""
     dropout: float | None = None
     """Dropout of the student's network (None: as the network has it)."""
@@ -174,7 +174,7 @@ class ICT(Generator):
         if options.dropout is not None:
             _set_dropout(network, options.dropout)
         scaling = "consistency" if options.schedule == "grid" else "edm"  # (1), or (9) without eps
-        settings = process, scaling, parts.sigma_data, options.noise_input
+        settings = process, scaling, parts.sigma_data, options.c_noise
         student = Preconditioned(network.requires_grad_(True), *settings).train()
         super().__init__(parts, (options.t_max, *options.later), student)
         self.options = options
@@ -182,6 +182,7 @@ class ICT(Generator):
         self.target = self.student
         if options.target == "ema":
             self.target = copy.deepcopy(self.student).requires_grad_(False)
+            self.whole = "the average that is its target is no role of its own"
         if options.path == "teacher":
             self.roles["teacher"] = Role(parts.teacher)
             self.teacher: Denoiser = in_process(parts.teacher, process)

@@ -31,6 +31,9 @@ class ScoreOptions:
     """Train one step at a time, drawn uniformly, on the output of the steps before it; or the last step through the chain."""
     critic_steps: int = 1
     """Critic updates per student update."""
+    share_draws: bool = False
+    """Student and critic learn from one noised batch and one forward of the critic: fewer forwards, more memory (both graphs live at
+    once, in every micro-batch). Needs one law of t for both (critic_law "score")."""
     guidance: float = 1.0
     """w of the teacher."""
     guidance_high: float | None = None

@@ -212,11 +212,11 @@ def end_phase(method: ScoreDistillation, phases: Phases, step: int) -> None:
     names = [n for n, p in method.student.get_submodule(f"expert_{index}").named_parameters() if p.requires_grad]
     done = _member(method.student, index, names)
     if o.freeze == "average" and role.ema is not None:
-        torch._foreach_copy_(done, _member(role.ema, index, names))
+        _copy(done, _member(role.ema, index, names))
     if o.start == "previous":
         for module in (method.student, role.ema):
             if module is not None:
-                torch._foreach_copy_(_member(module, index - 1, names), done)
+                _copy(_member(module, index - 1, names), done)
 
 
 def ends_of(o: Any) -> tuple[int, ...]:
@@ -232,6 +232,11 @@ def ends_of(o: Any) -> tuple[int, ...]:
             )
         ends.append(near[0])
     return (*ends, len(o.sigmas))
+
+
+def _copy(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for p, value in zip(to, values, strict=True):
+        p.copy_(value)
 
 
 def _member(experts: nn.Module, index: int, names: Sequence[str]) -> list[Tensor]:

@@ -89,7 +89,7 @@ class Segments:
         K = counts[batch.noise.shared_randint("number of steps", 0, len(counts), call=call)]
         step = batch.noise.randint("segment", 0, K, call=call)
         cond = told(batch.cond, step, {STEPS: K} if len(counts) > 1 else {})
-        path = self.rollouts[K](method.student, method.normal(batch, "z"), cond, grad_step=step)
+        path = self.rollouts[K](method.student, method.normal(batch, "z"), cond, grad_step=step, least=K - 1)
         level, low, high = (edge.to(step.device)[step] for edge in self.windows(method.process, K))
         t = path.times[-1]
         if self.randmid > 0:
@@ -191,7 +191,7 @@ class Phases:
         k, noise = self.phase(batch.step), batch.noise
         draw = noise.randint if self.per_sample else noise.shared_randint
         step: Any = draw("step", (0, *self.ends)[k], self.ends[k], call=call)
-        path = self.rollout(method.student, method.normal(batch, "z"), batch.cond, grad_step=step)
+        path = self.rollout(method.student, method.normal(batch, "z"), batch.cond, grad_step=step, least=self.ends[k] - 1)
         level, low, high = (edge[k].to(path.x.device).expand(batch.size) for edge in self.windows(method.process))
         if k == len(self.ends) - 1:
             return Sample(path.x, batch.cond, low=low, high=high)

@@ -13,6 +13,7 @@ from limbeck.errors import LimbeckError
 from limbeck.methods.generators.score import ScoreDistillation
 from limbeck.rules import Divergence, Pull, Sample, density_ratio, divergence
 from limbeck.training import Batch, Total
+from limbeck.training.failure import NotFinite
 
 WANTED = 16  # samples in a bin, for its average to be about all of them and not about each
 
@@ -103,11 +104,8 @@ class RatioWeighted(ScoreDistillation):
         """r = exp(l) at the point x_t of the score difference, (B,). Raises LimbeckError for logits that are not finite."""
         assert self.adversary is not None
         logits = self.adversary.logits(self.process.diffuse(sample.x.detach(), eps, t, sample.level), t, sample.cond)
-        if not bool(torch.isfinite(logits).all()):
-            raise LimbeckError(
-                f"the discriminator's logits are not finite at step {batch.step}: there is no density ratio; lower its "
-                "learning rate, clip its gradient, or train in float32"
-            )
+        if bad := logits[~torch.isfinite(logits)].tolist():
+            raise NotFinite("discriminator", f"logit of {len(bad)} of {logits.numel()} samples", bad[0])
         return density_ratio(logits)
 
     def place(self, t: Tensor) -> Tensor:

@@ -20,24 +20,27 @@ from limbeck.methods.generators.generator import Generator, Ingredients, check_g
 from limbeck.methods.generators.levels import level_laws
 from limbeck.methods.generators.options import ScoreOptions
 from limbeck.methods.generators.producers import Producer, uniform_steps, whole_chain
+from limbeck.methods.generators.sharing import AskedOnce, check_shared
 from limbeck.networks import ChannelMean, Heads
 from limbeck.noise import between
-from limbeck.rules import Pull, Sample, ScoreRule, huber_surrogate, surrogate
+from limbeck.rules import DistributionMatching, Pull, Sample, ScoreRule, huber_surrogate, surrogate
 from limbeck.tasks import drop_conditions
 from limbeck.training import Batch, Role, Step, Update
 from limbeck.training.diagnostics import diversity
 
+Draw = tuple[Tensor, Tensor]  # t (B,), eps
 IMPORTANCE: dict[str, Any] = {"exact": "none", "is": "tempered", "raw_is": "raw", "x0": "none"}
 
 
 class ScoreDistillation(Generator):
-    """See the module. A subclass gives ``self.rule``; ``order``: who is updated first.
+    """See the module. A subclass gives ``self.rule``; ``order``: who is updated first; ``unshared``: why it cannot share draws.
 
     ``critic``: what the critic starts as (None: a copy of what the student starts as). Raises LimbeckError for guidance without
     a null condition and for an adversary without images.
     """
 
     order: Literal["student", "critic"] = "student"
+    unshared: str = ""
     rule: ScoreRule
 
     def __init__(
@@ -60,6 +63,8 @@ class ScoreDistillation(Generator):
             1.0 if o.guidance_high is None else o.guidance_high,
         ]
         check_guidance(parts.teacher, *scales)
+        if o.share_draws:
+            check_shared(o, self.order, self.unshared)
         self.options: Any = options
         self.draws = o.critic_steps + (self.order == "critic")
         self.teacher: Denoiser = parts.teacher
@@ -96,6 +101,9 @@ class ScoreDistillation(Generator):
     def step(self, batch: Batch) -> Step:
         o, waiting = self.options, batch.step < self.options.student_after
         sample: Sample | None = None
+        if o.share_draws and not waiting:
+            yield from self.shared_updates(batch)
+            return
         if self.order == "student" and not waiting:
             sample = yield from self.student_update(batch)
         for i in range(o.critic_steps):
@@ -114,11 +122,30 @@ class ScoreDistillation(Generator):
         yield Update("student", loss, logs)
         return sample
 
-    def student_loss(self, batch: Batch, sample: Sample) -> Any:
-        """The loss that holds the pull on a sample, and what is logged of it, once the whole batch's totals are in."""
+    def shared_updates(self, batch: Batch) -> Step:
+        """Yields both updates from one noised sample and one answer of the critic."""
+        sample, critic = self.producer(self, batch, 0), AskedOnce(self.critic)
+        draw = self.score_time(batch, sample), self.normal(batch, "score noise")
+        loss, logs = yield from self.student_loss(batch, sample, draw, critic)
+        yield Update("student", loss, logs)
+        yield from self.critic_update(batch, sample.detach(), draw, critic)
+
+    def student_loss(self, batch: Batch, sample: Sample, draw: Draw | None = None, critic: AskedOnce | None = None) -> Any:
+        """The loss that holds the pull on a sample, and what is logged of it, once the whole batch's totals are in.
+
+        ``draw``: t (B,) and eps of the noised sample (None: drawn here); ``critic``: who answers in the critic's place.
+        """
         o = self.options
-        t, eps = self.score_time(batch, sample), self.normal(batch, "score noise")
-        rule = yield from self.weighed(self.guided_rule(batch), batch, sample, t, eps)
+        t, eps = draw or (self.score_time(batch, sample), self.normal(batch, "score noise"))
+        rule: Any = self.guided_rule(batch)
+        if critic is not None:
+            if not isinstance(rule, DistributionMatching):
+                raise LimbeckError(
+                    f"share_draws needs a rule that asks the critic once; {type(rule).__name__} is none: leave it off"
+                )
+            rule = copy.copy(rule)
+            rule.critic = critic
+        rule = yield from self.weighed(rule, batch, sample, t, eps)
         pull = rule(sample, t, eps, batch.step)
         gradient, logs = pull.gradient, {**pull.logs, "diversity": diversity(sample.x)}
         if self.adversary is not None and batch.step >= o.gan_after:
@@ -127,9 +154,9 @@ class ScoreDistillation(Generator):
             gradient = yield from self.with_adversary(pull, self.adversary.gradient(sample, t, eps))
         return self.pulled(sample, replace(pull, gradient=gradient)), logs
 
-    def critic_update(self, batch: Batch, sample: Sample) -> Step:
+    def critic_update(self, batch: Batch, sample: Sample, draw: Draw | None = None, critic: Any = None) -> Step:
         """Yields the updates of the critic, and of the discriminator where there is one, on a sample."""
-        loss = self.critic_loss(batch, sample)
+        loss = self.critic_loss(batch, sample, draw, critic)
         if self.adversary is None:
             yield Update("critic", loss)
             return
@@ -141,15 +168,15 @@ class ScoreDistillation(Generator):
             yield Update("critic", loss)
             yield Update("discriminator", gan, logs)
 
-    def critic_loss(self, batch: Batch, sample: Sample) -> Tensor:
-        """Denoising of the sample, exact where it is at a noise level."""
+    def critic_loss(self, batch: Batch, sample: Sample, draw: Draw | None = None, critic: Any = None) -> Tensor:
+        """Denoising of the sample, exact where it is at a noise level; ``draw`` and ``critic`` as in :meth:`student_loss`."""
         o = self.options
-        t, eps = self.critic_time(batch, sample), self.normal(batch, "critic noise")
+        t, eps = draw or (self.critic_time(batch, sample), self.normal(batch, "critic noise"))
         cond = self.critic_condition(batch, sample.cond)
         learn_clean = sample.level is not None and o.critic_target != "exact"
         return denoising_loss(
-            self.critic_in_training(), sample.x, t, eps, cond, weight=o.critic_weight, sigma_data=self.sigma_data, level=sample.level,
-            damping=o.critic_damping, relative=o.damping_by == "share", clean=sample.clean if learn_clean else None,
+            critic or self.critic_in_training(), sample.x, t, eps, cond, weight=o.critic_weight, sigma_data=self.sigma_data,
+            level=sample.level, damping=o.critic_damping, relative=o.damping_by == "share", clean=sample.clean if learn_clean else None,
             importance=IMPORTANCE[o.critic_target],
         )  # fmt: skip
 

@@ -128,6 +128,7 @@ class SwiftBrush(ScoreDistillation):
     noise where the schedule has another level."""
 
     options: SwiftBrushOptions
+    unshared = "prompts are dropped for the critic's own loss, and rewards may stand beside the rule"
 
     def __init__(self, parts: Ingredients, options: SwiftBrushOptions = PRESETS["recommended"]):
         o, closed = options, not any(True for _ in getattr(parts.teacher, "parameters", list)())

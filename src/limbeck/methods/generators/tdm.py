@@ -155,6 +155,8 @@ class TDM(ScoreDistillation):
                 "a critic that is told K or the step takes no guidance, no dropped conditions and no adversary; "
                 "set critic_guidance to 1, critic_drop and gan_weight to 0"
             )
+        if o.divergence == "fisher":
+            self.unshared = "the pull of divergence='fisher' differentiates through the critic; take 'kl'"
         longest = max(rollouts)
         super().__init__(
             parts,

@@ -15,7 +15,7 @@ from limbeck.methods.generators.generator import Generator, Ingredients, check_g
 from limbeck.methods.generators.hyper_sd.options import HyperSDOptions, Stage
 from limbeck.methods.generators.hyper_sd.segments import positions, trailing
 from limbeck.samplers import Chain, Rollout, ddim, tcd
-from limbeck.training import Role
+from limbeck.training import Role, placed
 
 
 class Staged(Generator):
@@ -79,7 +79,7 @@ class Staged(Generator):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             for name, p in self.state().items():
-                p.copy_(state[name])
+                p.copy_(placed(state[name], p))
 
     def _frozen_copy(self) -> Any:
         held = {id(p): p for p in self.student.parameters() if not p.requires_grad}

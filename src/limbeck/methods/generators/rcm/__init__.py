@@ -54,6 +54,7 @@ from limbeck.noise import TrigFlow, linear_grid, spread
 from limbeck.rules import DistributionMatching, Sample, ScoreRule, surrogate
 from limbeck.training import Batch, Role, Step, Update
 from limbeck.training.diagnostics import diversity
+from limbeck.training.failure import NotFinite
 
 Logs = dict[str, Tensor | float]
 
@@ -123,7 +124,7 @@ class RCM(Generator):
         still, dF = self.derivative(x_t, t, F_T, batch.cond, rng)  # (1)
         r = min(1.0, batch.step / o.warmup) if o.warmup else 1.0
         g = consistency_tangent(still, F_T, x_t, t, dF, r, o.warmup_form)  # (2)
-        finite = (g - still).isfinite().flatten(1).all(1)
+        finite = _finite(g - still, "tangent")
         length = g.double().flatten(1).norm(dim=1)
         kept = spread(finite.double(), x_t).bool()
         g, still, x_t = (torch.where(kept, y, 0.0) for y in (normalise_tangent(g, o.normalisation, o.c), still, x_t))  # (3)
@@ -178,7 +179,7 @@ class RCM(Generator):
         sample = self.samples(batch)
         t, eps = angle(self.options.p_D(batch.noise.uniform("score time"))), self.normal(batch, "score noise")
         pull = rule(sample, t, eps, batch.step)
-        finite = pull.gradient.isfinite().flatten(1).all(1)
+        finite = _finite(pull.gradient, "score difference")
         g = torch.where(spread(finite.double(), sample.x).bool(), pull.gradient, 0.0)
         loss = 2 * surrogate(sample.x / self.sigma_data, g)  # (6)
         dropped = {"nonfinite pulls": 1 - finite.double().mean()}
@@ -205,6 +206,14 @@ def _check_data(parts: Ingredients, options: RCMOptions) -> None:
             f"sigma_data={parts.sigma_data:g}, but the data's standard deviation is {measured:.3g}: times and tangents are in "
             "units of sigma_data; scale the data (latents) to it, or set sigma_data to what they have"
         )
+
+
+def _finite(g: Tensor, what: str) -> Tensor:
+    """Which samples (B,) of g (B, ...) are finite: a few may drop out. Raises NotFinite where none is left to learn from."""
+    finite = g.isfinite().flatten(1).all(1)
+    if not bool(finite.any()):
+        raise NotFinite("student", f"{what} of all {len(g)} samples", float(g[~g.isfinite()][0]))
+    return finite
 
 
 METHOD, OPTIONS = RCM, RCMOptions

@@ -1,0 +1,64 @@
+"""Scenes: cameras in one convention and Gaussian splats, rendered differentiably; their files; an analytic test object.
+
+``orbit`` and :class:`CameraLaw` make :class:`Cameras`, ``render`` makes pictures of :class:`Splats` from them. World: z up, +x the
+object's front; cameras look along -z with y up; angles in degrees (:mod:`limbeck.scenes.cameras`). Nothing here is random:
+what needs chance takes uniform or normal numbers from its caller.
+"""
+
+from limbeck.scenes.camera_laws import NUMBERS, CameraLaw, between
+from limbeck.scenes.cameras import Cameras, angles, look_at, orbit, pinhole, turntable
+from limbeck.scenes.conventions import CONVENTIONS, from_convention, from_pytorch3d, pytorch3d_matrices, to_convention
+from limbeck.scenes.density import Edit, ScreenGradients, apply_edit, densify, prune, reindexed, reset_opacity
+from limbeck.scenes.export import load_cameras, load_splats, save_cameras, save_gif, save_splats, save_strip
+from limbeck.scenes.harmonics import sh_basis
+from limbeck.scenes.head import Head, head_library, heads, render_head
+from limbeck.scenes.splats import Splats, ball, check_splats, splats_from_points
+from limbeck.scenes.splatting import Rendered, project, render
+from limbeck.scenes.views import VIEWS, PerpNeg, perp_neg, view_labels, view_prompts
+
+__all__ = [
+    "CONVENTIONS",
+    "NUMBERS",
+    "VIEWS",
+    "CameraLaw",
+    "Cameras",
+    "Edit",
+    "Head",
+    "PerpNeg",
+    "Rendered",
+    "ScreenGradients",
+    "Splats",
+    "angles",
+    "apply_edit",
+    "ball",
+    "between",
+    "check_splats",
+    "densify",
+    "from_convention",
+    "from_pytorch3d",
+    "head_library",
+    "heads",
+    "load_cameras",
+    "load_splats",
+    "look_at",
+    "orbit",
+    "perp_neg",
+    "pinhole",
+    "project",
+    "prune",
+    "pytorch3d_matrices",
+    "reindexed",
+    "render",
+    "render_head",
+    "reset_opacity",
+    "save_cameras",
+    "save_gif",
+    "save_splats",
+    "save_strip",
+    "sh_basis",
+    "splats_from_points",
+    "to_convention",
+    "turntable",
+    "view_labels",
+    "view_prompts",
+]
