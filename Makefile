@@ -14,13 +14,16 @@ PIP_INSTALL = $(BIN)/python -m pip --quiet --disable-pip-version-check --no-inpu
 PYTEST = LIMBECK_TYPECHECK=1 $(BIN)/python -m pytest -q -n 2
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-all test-triton lint format docs wheel clean
+.PHONY: help demo demo-diffusers test test-all test-triton lint format docs wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 demo: .venv/.core ## distil a first model into runs/demo
 	$(BIN)/limbeck distill --out runs/demo --overwrite --fail-above 1.5
+
+demo-diffusers: .venv/.diffusers ## a small Stable Diffusion to one step and back into stock diffusers
+	$(BIN)/python examples/diffusers_pipeline.py --out runs/demo-diffusers
 
 test: .venv/.dev ## run the fast tests, with types and shapes checked at run time
 	$(PYTEST) -m "not slow" $(ARGS)
@@ -72,6 +75,11 @@ clean: ## remove what builds and tests left (not .venv, not runs)
 	  $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)",-c constraints.txt)
 	@echo "Installing limbeck into .venv"
 	@$(PIP_INSTALL) -c constraints.txt -e .
+	@touch $@
+
+.venv/.diffusers: .venv/.core
+	@echo "Installing diffusers into .venv"
+	@$(PIP_INSTALL) -c constraints.txt -e '.[diffusers]'
 	@touch $@
 
 .venv/.dev: .venv/.core
