@@ -3,7 +3,8 @@
 from limbeck.training.checkpoints import Checkpoint, CheckpointError
 from limbeck.training.failure import Interrupted, NonFiniteError
 from limbeck.training.keyed import Keyed, sample_order
-from limbeck.training.loop import Loop, LoopOptions
+from limbeck.training.loop import Loop
+from limbeck.training.loop_options import LoopOptions
 from limbeck.training.method import (
     Batch,
     EmaOptions,

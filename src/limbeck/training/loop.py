@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -16,6 +15,7 @@ from limbeck.errors import LimbeckError, unknown
 from limbeck.training import allocator, checkpoints
 from limbeck.training.diagnostics import Watch
 from limbeck.training.failure import NotFinite, interrupted, non_finite
+from limbeck.training.loop_options import LoopOptions
 from limbeck.training.method import Batch, Method, Source, Step, Total, Update
 from limbeck.training.offload import Offload, Resident
 from limbeck.training.optimizers import Trained
@@ -24,28 +24,6 @@ from limbeck.training.progress import Progress
 from limbeck.training.rng import restore_rng, rng_state
 from limbeck.training.signals import noted_signals
 from limbeck.training.tracking import Tracker
-
-
-@dataclass(frozen=True)
-class LoopOptions:
-    """How long and how often. ``batch`` counts samples per draw; ``micro_batches`` split it to save memory."""
-
-    iterations: int
-    batch: int = 128
-    micro_batches: int = 1
-    seed: int = 0
-    checkpoint_every: int = 500
-    evaluate_every: int = 0
-    """Iterations between evaluations (0: none)."""
-    log_every: int = 10
-    keep: int = 2
-
-    def __post_init__(self):
-        if self.iterations < 1 or self.batch < 1 or not 1 <= self.micro_batches <= self.batch:
-            raise LimbeckError(
-                f"iterations={self.iterations}, batch={self.batch} and micro_batches={self.micro_batches} must be at least 1, "
-                "and there are at most as many micro-batches as samples in the batch"
-            )
 
 
 class Loop:
