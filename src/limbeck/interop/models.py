@@ -80,8 +80,9 @@ class DiffusersNetwork(nn.Module):
     def _name(self) -> str:
         return type(self.model).__name__
 
-    def _all(self, cond: Cond | None, batch: int) -> dict[str, Tensor]:
+    def _all(self, cond: Cond | None, x: Tensor) -> dict[str, Tensor]:
         """The conditions of a batch: those given (or the null condition), and the fixed ones."""
+        batch = len(x)
         kept = dict(self.fixed)
         kept |= (self.null or {}) if cond is None else {}
         given = {name: value.expand(batch, *value.shape) for name, value in kept.items()} | dict(cond or {})

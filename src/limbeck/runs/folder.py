@@ -2,7 +2,6 @@
 
 import itertools
 import sys
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -74,10 +73,6 @@ def restore(loop: Loop, folder: Path, config: RunConfig, quiet: bool = False) ->
 
 
 def fresh_folder(config: RunConfig) -> Path:
-    """runs/METHOD-TASK-NUMBER, the first number that is free, taken by an empty folder."""
-    for number in itertools.count(1):
-        folder = Path("runs") / f"{config.method}-{config.task}-{number}"
-        with suppress(FileExistsError):
-            folder.mkdir(parents=True)
-            return folder
-    raise AssertionError
+    """runs/METHOD-TASK-NUMBER, the first number that is free."""
+    names = (Path("runs") / f"{config.method}-{config.task}-{number}" for number in itertools.count(1))
+    return next(folder for folder in names if not folder.exists())

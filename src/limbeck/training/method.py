@@ -47,6 +47,10 @@ class OptimizerOptions:
             raise LimbeckError(f"restarts={self.restarts}: warm-up and decay run at least once")
         if self.lr < 0 or self.warmup < 0 or (self.clip is not None and self.clip <= 0):
             raise LimbeckError(f"lr={self.lr:g}, warmup={self.warmup} and clip={self.clip} must be positive (clip may be None)")
+        if not (self.eps >= 0 and self.weight_decay >= 0 and all(0 <= beta < 1 for beta in self.betas)):
+            raise LimbeckError(
+                f"eps={self.eps:g} and weight_decay={self.weight_decay:g} must not be negative, and betas={self.betas} must lie in [0, 1)"
+            )
         if self.clip_value is not None and self.clip_value <= 0:
             raise LimbeckError(f"clip_value={self.clip_value:g} would leave no gradient; give a positive value, or None")
 

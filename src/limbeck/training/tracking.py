@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -61,14 +62,18 @@ class Tracker:
 
     def sync(self) -> None:
         """Wait until all lines are on the disk, as a checkpoint of the same step will be."""
-        with open(self.path, "rb") as file:
+        with self._refused(), open(self.path, "rb") as file:
             os.fsync(file.fileno())
 
     def _append(self, line: str) -> None:
         # Opened for each line: nothing waits in a buffer when the process dies or the disk is full.
+        with self._refused(), open(self.path, "ab") as file:
+            file.write(line.encode())
+
+    @contextmanager
+    def _refused(self) -> Iterator[None]:
         try:
-            with open(self.path, "ab") as file:
-                file.write(line.encode())
+            yield
         except OSError as error:
             raise LimbeckError(
                 f"figures could not be written to {self.path}: {error.strerror or error}. All checkpoints are intact: free "
