@@ -63,7 +63,7 @@ class DiffusersNetwork(nn.Module):
 
     def forward(self, x: Tensor, timestep: Tensor, cond: Cond | None = None) -> Tensor:
         self._check_shape(x)
-        given = self._all(cond, x.shape[0])
+        given = self._all(cond, x)
         dtype = self.model.dtype
         own = {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
         answer = self.convention.call(self.model, x.to(dtype), timestep, own)
@@ -82,7 +82,7 @@ class DiffusersNetwork(nn.Module):
 
     def _all(self, cond: Cond | None, x: Tensor) -> dict[str, Tensor]:
         """The conditions of a batch: those given (or the null condition), and the fixed ones."""
-        batch = len(x)
+        batch: Any = x.shape[0]  # a symbol under torch.export
         kept = dict(self.fixed)
         kept |= (self.null or {}) if cond is None else {}
         given = {name: value.expand(batch, *value.shape) for name, value in kept.items()} | dict(cond or {})

@@ -145,5 +145,5 @@ def test_what_methods_keep_beside_their_roles_is_whole_on_disk_and_split_again(t
         uncut.train()
         for group, named in uncut.state()[0].items():
             for key, value in named.items():
-                if group != "rng":
+                if group not in ("rng", "watch"):  # alarms hear root mean squares, which are those of a rank's part
                     torch.testing.assert_close(found[name][f"{group}.{key}"], value, rtol=1e-8, atol=1e-10)
