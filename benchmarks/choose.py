@@ -100,7 +100,7 @@ def table(rows: list[dict], seconds: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=40)
-    distilling = [e for e in METHODS.values() if e.module and e.wing == "generators"]
+    distilling = [e for e in METHODS.values() if e.distils]
     parser.add_argument("--methods", nargs="+", default=[e.id for e in distilling if e.id not in LEFT_OUT])
     parser.add_argument("--write", type=Path, help="replace the table between the two marks of this page")
     parser.add_argument("--row", help=argparse.SUPPRESS)

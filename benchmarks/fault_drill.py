@@ -59,7 +59,7 @@ def drilled(method: str, place: Path, kills: int, seed: int) -> drill.Drilled:
 
 
 def main() -> int:
-    distilling = [entry.id for entry in METHODS.values() if entry.module and entry.wing == "generators"]
+    distilling = [entry.id for entry in METHODS.values() if entry.distils]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=distilling, choices=distilling, metavar="METHOD")
     parser.add_argument("--kills", type=int, default=20)

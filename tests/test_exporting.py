@@ -107,4 +107,4 @@ def test_the_table_names_every_method_that_distils_a_task():
     from limbeck.runs.export_table import KINDS
 
     named = {name for kind in KINDS.values() for name in kind.methods}
-    assert named == {entry.id for entry in METHODS.values() if entry.module and entry.wing == "generators"}
+    assert named == {entry.id for entry in METHODS.values() if entry.distils}

@@ -108,6 +108,7 @@ COMMANDS = {
     "config": ["distill", "--config", "run/config.yaml", "--out", "new", "--quiet"],
     "sample": ["sample", "run"],
     "evaluate": ["evaluate", "run"],
+    "export": ["export", "run", "--to", "onnx", "new"],
     "from": [
         "distill",
         "dmd",

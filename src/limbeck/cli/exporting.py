@@ -23,6 +23,8 @@ class ExportArguments:
     """USER/NAME: upload it to the Hugging Face hub, with the token of HF_TOKEN or of a login."""
     public: bool = False
     """Let everybody see a new repository there (default: private)."""
+    trust_code: bool = False
+    """Import the code (MODULE:NAME, .pt2) that the run's config.yaml names."""
 
 
 def export(arguments: list[str]) -> int:
@@ -44,7 +46,7 @@ def export(arguments: list[str]) -> int:
     given = tyro.cli(ExportArguments, prog="limbeck export RUN", args=arguments[1:])
     done = export_run(
         arguments[0], given.to[0], given.to[1], overwrite=given.overwrite, dtype=given.dtype, license=given.license,
-        push_to_hub=given.push_to_hub, private=not given.public,
+        push_to_hub=given.push_to_hub, private=not given.public, trust_code=given.trust_code,
     )  # fmt: skip
     print(done.path)
     if done.call:

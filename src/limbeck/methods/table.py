@@ -29,6 +29,11 @@ class Entry:
     wing: str = "generators"
     """The folder of its room and of its claim."""
 
+    @property
+    def distils(self) -> bool:
+        """Does ``limbeck distill`` run it? (Other wings have no tasks yet.)"""
+        return bool(self.module) and self.wing == "generators"
+
     def load(self) -> tuple[Any, Any, dict[str, Any]]:
         """(method class, options class, presets)."""
         room = import_module(self.module)

@@ -42,11 +42,13 @@ def export_run(
     license: str | None = None,
     push_to_hub: str | None = None,
     private: bool = True,
+    trust_code: bool = False,
 ) -> Exported:
     """Write the student of a run to OUT: ``to`` is diffusers or lora (a folder), torch-export or onnx (a file).
 
     The student is that of the last checkpoint, averaged where there is an average. ``dtype``: of the network's weights, for
     diffusers (None: as trained). ``license``: of the card (None: that of the teacher's card). ``push_to_hub``: USER/NAME.
+    ``trust_code``: import what the run's config.yaml names as code.
     Raises LimbeckError with the reason where the student cannot be written so.
     """
     if to not in TARGETS:
@@ -58,7 +60,7 @@ def export_run(
         raise LimbeckError("--dtype and --push-to-hub are for --to diffusers and --to lora; leave them out")
     if dtype not in (None, "float32", "float16", "bfloat16"):
         raise unknown("dtype", str(dtype), ("float32", "float16", "bfloat16"))
-    done, task = open_run(folder, quiet=True)
+    done, task = open_run(folder, quiet=True, trust_code=trust_code)
     if not done.summary:
         print(f"{folder} is not finished: its last checkpoint is exported", file=sys.stderr)
     if not pipeline:
