@@ -158,6 +158,20 @@ def test_the_roles_are_counted_exactly_and_a_shared_base_once(task):
     assert low["teacher"].weights == weights and low["student"].weights == low["student"].gradients < weights / 10
 
 
+def test_weights_that_a_file_holds_are_planned_like_others(task, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    config, expected = configuration("dmd"), None
+    for from_file in (False, True):
+        teacher = copy.deepcopy(task("digits").teacher)
+        if from_file:
+            save_file(teacher.network.state_dict(), tmp_path / "w.safetensors")
+            teacher.network.load_state_dict(load_file(tmp_path / "w.safetensors"), assign=True)
+        made = plan_run(config, replace(task("digits"), teacher=teacher))
+        expected = expected or made
+        assert made == expected
+
+
 def test_a_rehearsal_copies_no_weights_and_leaves_the_teacher_alone(task):
     teacher = task("digits").teacher
     before = {n: (p.clone(), p.requires_grad) for n, p in teacher.named_parameters()}

@@ -168,14 +168,21 @@ class Lazy(nn.Parameter):
     """A parameter whose copies share its memory until one of them is written to."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Lazy":
-        return Lazy(self.data._lazy_clone(), self.requires_grad)
+        return Lazy(_lazy_clone(self.data), self.requires_grad)
+
+
+def _lazy_clone(tensor: Tensor) -> Tensor:
+    try:
+        return tensor._lazy_clone()
+    except RuntimeError:  # memory that is not torch's own (mapped from a file, numpy's) has to be copied once
+        return tensor.clone()
 
 
 def _lazy(modules: tuple[Any, ...]) -> tuple[Any, ...]:
     """Copies of the modules that are modules; what they share stays shared, and their parameters are lazy."""
     memo: dict[int, Any] = {}
     for p in (p for m in modules if isinstance(m, nn.Module) for p in m.parameters()):
-        memo.setdefault(id(p), Lazy(p.data._lazy_clone(), p.requires_grad))
+        memo.setdefault(id(p), Lazy(_lazy_clone(p.data), p.requires_grad))
     return tuple(copy.deepcopy(m, memo) if isinstance(m, nn.Module) else m for m in modules)
 
 
