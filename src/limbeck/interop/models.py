@@ -92,7 +92,7 @@ class DiffusersNetwork(nn.Module):
                 f"a {self._name} needs the conditions {', '.join(self.convention.needs)}; missing: {', '.join(missing)} (what is "
                 "the same for all samples: DiffusersNetwork(model, fixed={name: one sample's tensor}))"
             )
-        if wrong := [f"{name} has {len(value)}" for name, value in given.items() if len(value) != batch]:
+        if wrong := [f"{name} has {value.shape[0]}" for name, value in given.items() if value.shape[0] != batch]:
             raise LimbeckError(f"conditions are batch-first, and the batch is {batch}: {', '.join(wrong)}")
         return given
 

@@ -109,6 +109,28 @@ def test_onnxruntime_answers_what_the_student_does(kind, times, tmp_path):
         np.testing.assert_allclose(found, reference(denoiser, steps, given, names).numpy(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_a_network_with_text_is_a_program_for_any_batch(tmp_path):
+    from diffusers import UNet2DConditionModel
+
+    from limbeck.interop import DiffusersNetwork
+
+    torch.manual_seed(0)
+    model = UNet2DConditionModel(
+        sample_size=4, in_channels=2, out_channels=2, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4,
+        down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), cross_attention_dim=6,
+        attention_head_dim=4,
+    ).eval()  # fmt: skip
+    denoiser = Preconditioned(DiffusersNetwork(model), VE(), "edm", 0.5)
+    steps, names = Steps(VE(), (2.5,)), ("encoder_hidden_states",)
+    module = unrolled(denoiser, steps, names)
+    write_program(tmp_path / "student.pt2", module, example_inputs((2, 4, 4), module, {names[0]: torch.randn(2, 3, 6)}))
+    program = torch.export.load(tmp_path / "student.pt2").module()
+    for batch in (1, 5):
+        given = torch.randn(batch, 2, 4, 4), torch.randn(batch, 3, 6)
+        torch.testing.assert_close(program(*given), reference(denoiser, steps, given, names), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
