@@ -29,7 +29,7 @@ test: .venv/.dev ## run the fast tests, with types and shapes checked at run tim
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: .venv/.dev ## run all tests, those that train for minutes included
-	$(PYTEST) $(ARGS)
+	$(PYTEST) --dist worksteal $(ARGS)
 
 test-triton: .venv/.dev ## install triton (1 GB) and check its kernel in its CPU interpreter
 	@$(PIP_INSTALL) -c constraints.txt -e '.[triton]'
