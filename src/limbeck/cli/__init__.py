@@ -123,15 +123,8 @@ def evaluate(arguments: list[str]) -> int:
     if other := [a for a in rest if a != "--trust-code"]:
         raise LimbeckError(f"limbeck evaluate takes a run and --trust-code alone, not {' '.join(other)}")
     done, task = runs.open_run(folder, quiet=True, trust_code=bool(rest))
-    nfe = len(done.method.times)
-    figures = {
-        "teacher": task.judged_teacher(task.teacher_nodes),
-        "teacher_at_student_nfe": task.judged_teacher((nfe + 1) // 2),
-        "student": task.evaluator(done.sampler(), nfe),
-        "noise_floor": task.evaluator.noise_floor(),
-    }
     known: dict[str, Any] = {name: done.summary[name] for name in ("seconds", "reference") if name in done.summary}
-    show({"seconds": float("nan"), **known, **figures})
+    show({"seconds": float("nan"), **known, **runs.judged(task, done.method)})
     return 0
 
 

@@ -84,22 +84,18 @@ class Request:
 def distill(arguments: list[str]) -> int:
     """limbeck distill [METHOD] [options]"""
     from limbeck import runs
-    from limbeck.tasks import build_task
     from limbeck.training import launched
 
     asked = requested("distill", arguments)
     config, how, shared = asked.config, asked.how, asked.shared
     resuming, command = shared.resume is not None, " ".join(["limbeck", "distill", *arguments])
     with launched(shared.device, how.parallel) as world, asked.named():
-        runs.check_place(shared.device, shared.dtype)
-        folder = world.first(lambda: runs.open_folder(shared.resume or shared.out, config, shared.overwrite, resuming))
-        place: dict[str, Any] = {"device": config.device, "dtype": config.dtype, "quiet": how.quiet or not world.writes}
-        task = world.in_turn(lambda: build_task(config.task, config.task_options, **place))
-        done = runs.run(config, task, folder, shared.overwrite, resuming, how=how, command=command, world=world)
+        out = shared.resume or shared.out
+        done = runs.begun(config, out, shared.overwrite, resuming, how=how, command=command, world=world)
     if not world.writes:
         return 0
     show(done.summary)
-    print(f"\nreport: {folder / 'report.html'}")
+    print(f"\nreport: {done.path / 'report.html'}")
     ratio = done.summary["student"]["frechet"] / done.summary["teacher"]["frechet"]
     if shared.fail_above is not None and not ratio <= shared.fail_above:
         print(

@@ -1,7 +1,6 @@
 """Distil a task with a method, judge teacher and student, and write it all down."""
 
 import json
-import platform
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -19,13 +18,13 @@ from limbeck.methods.generators.generator import Generator, make_method
 from limbeck.networks import merged
 from limbeck.runs.config import Execution, RunConfig, check_place, jsonable, read_config
 from limbeck.runs.folder import begin, open_folder, restore
+from limbeck.runs.judging import summarise
 from limbeck.tasks import TASKS, Task, build_task, chosen_task, given_names, named_by, preferred_options, recorded
 from limbeck.training import ALONE, Loop, LoopOptions, World, checkpoint_roles, checkpoints, launched, set_precision
 from limbeck.training.compiled import TRIED, compile_roles
 from limbeck.training.durable import assembled
 from limbeck.training.options import merged_options, options_from_dict, options_to_dict
 from limbeck.training.plain import read_plain
-from limbeck.version import __version__
 
 EVALUATIONS = 6  # evaluations of the student along a run, the last one at its end
 PICTURED = 10  # columns of the sample grids
@@ -152,12 +151,30 @@ def distill(
         precision,
     )
     loop_options(config, options)
+    built = task if isinstance(task, Task) else None
     with launched(device, how.parallel) as world:
-        check_place(device, dtype)
-        place: dict[str, Any] = {"device": device, "dtype": dtype, "quiet": how.quiet or not world.writes}
-        folder = world.first(lambda: open_folder(out, config, overwrite, resume))
-        built = task if isinstance(task, Task) else world.in_turn(lambda: build_task(name, told, **place))
-        return run(config, built, folder, overwrite, resume, how=how, command=command, world=world)
+        return begun(config, out, overwrite, resume, how=how, command=command, world=world, task=built, told=told)
+
+
+def begun(
+    config: RunConfig,
+    out: Path | str | None,
+    overwrite: bool,
+    resume: bool,
+    *,
+    how: Execution,
+    command: str | None,
+    world: World,
+    task: Task | None = None,
+    told: Mapping[str, Any] | None = None,
+) -> Run:
+    """Open the folder, build the task (None: that of the configuration, ``told`` its options if they are objects), and run."""
+    check_place(config.device, config.dtype)
+    folder = world.first(lambda: open_folder(out, config, overwrite, resume))
+    if task is None:
+        place: dict[str, Any] = {"device": config.device, "dtype": config.dtype, "quiet": how.quiet or not world.writes}
+        task = world.in_turn(lambda: build_task(config.task, config.task_options if told is None else told, **place))
+    return run(config, task, folder, overwrite, resume, how=how, command=command, world=world)
 
 
 def is_pipeline(teacher: Any) -> bool:
@@ -223,32 +240,6 @@ def loop_options(config: RunConfig, options: Any) -> LoopOptions:
     return LoopOptions(
         options.iterations, options.batch, config.micro_batches, config.seed, config.checkpoint_every, evaluate_every=every
     )
-
-
-def summarise(config: RunConfig, task: Task, method: Generator, loop: Loop, command: str | None) -> dict[str, Any]:
-    """The figures of teacher and student, as they go to summary.json."""
-    entry, nfe = find(config.method), len(method.times)
-    nodes = (nfe + 1) // 2  # Heun with n nodes costs 2 n - 1 calls
-    return {
-        "method": entry.id,
-        "title": entry.title,
-        "arxiv": entry.arxiv,
-        "task": config.task,
-        "seed": config.seed,
-        "teacher": task.judged_teacher(task.teacher_nodes),
-        "teacher_at_student_nfe": task.judged_teacher(nodes),
-        "student": task.evaluator(method.sampler(), nfe),
-        "noise_floor": task.evaluator.noise_floor(),
-        "seconds": round(loop.seconds, 2),
-        "iterations": loop.step,
-        "teacher_seconds": task.facts.get("seconds"),
-        "teacher_origin": task.facts.get("origin"),
-        "reference": task.facts.get("reference", "the real data"),
-        "history": loop.history,
-        "messages": loop.messages,
-        "versions": {"limbeck": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "command": command or f"limbeck distill {entry.id} --task {config.task} --seed {config.seed}",
-    }
 
 
 def write_down(done: Run, task: Task, world: World = ALONE) -> None:
