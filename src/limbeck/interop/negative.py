@@ -73,7 +73,6 @@ def negative_prompt(
     widths = {name: _text_width(layer) for name, layer in layers.items()}
     _, mask = check_negative(widths, seen, alpha, mode, mask)
     context = context[None] if context.ndim == 2 else context
-    alpha = alpha[:, None, None] if isinstance(alpha, Tensor) and alpha.ndim else alpha
     negative = _Negative(lambda: context if model is None else project(model, context), mask)
 
     def steer(plus: Tensor, minus: Tensor) -> Tensor:

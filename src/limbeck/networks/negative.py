@@ -42,8 +42,7 @@ class Negative:
         mask: Tensor | None = None,
     ):
         self.inner, self.context, self.mask = inner, context, mask
-        self.alpha = alpha[:, None, None] if isinstance(alpha, Tensor) and alpha.ndim else alpha
-        self.mode, self.phi, self.tau = mode, phi, tau
+        self.alpha, self.mode, self.phi, self.tau = alpha, mode, phi, tau
 
     def __call__(self, attention: Attention, x: Tensor, context: Tensor) -> Tensor:
         if len(self.context) not in (1, len(x)):
@@ -66,8 +65,8 @@ class Negative:
 def steered(
     plus: Tensor, minus: Tensor, alpha: float | Tensor, mode: str = "nasa", phi: float = 4.0, tau: float = 2.5
 ) -> Tensor:
-    """Z of (2) or (3) from Z+ and Z- (B, L, C), like Z+; alpha one number or (B, 1, 1)."""
-    alpha = alpha.to(plus) if isinstance(alpha, Tensor) else alpha
+    """Z of (2) or (3) from Z+ and Z- (B, L, C), like Z+; alpha one number or (B,)."""
+    alpha = alpha.to(plus).reshape(-1, 1, 1) if isinstance(alpha, Tensor) else alpha
     if mode == "nasa":
         return plus - alpha * minus  # (2)
     far = plus + phi * (plus - minus)  # (3)
