@@ -7,7 +7,7 @@ trained. Without pictures of one's own, students are judged against samples of t
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,7 @@ def diffusers_task(
     if not quiet:
         print(_said(pipeline, source, evaluator, task), file=sys.stderr)
     sigma_data = float(latents.double().std())
-    return Task(**{**vars(task), "evaluator": evaluator, "sigma_data": sigma_data})
+    return replace(task, evaluator=evaluator, sigma_data=sigma_data)
 
 
 def diffusers_task_from_options(model: Any = None, **options: Any) -> Task:
@@ -225,7 +225,7 @@ def _evaluator(drafted: Evaluator, latents: Tensor, images: Tensor, features: An
             stacklevel=3,
         )
     seen = whitened(drafted.features, images) if features is None else drafted.features
-    return Evaluator(**{**vars(drafted), "features": seen, "real": latents, "images": images})
+    return replace(drafted, features=seen, real=latents, images=images)
 
 
 def _digest(pipeline: Pipeline) -> str | None:

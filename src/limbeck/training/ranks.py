@@ -18,13 +18,12 @@ from limbeck.training.heartbeat import BEAT, STALE, Heartbeat
 from limbeck.training.keyed import Keyed
 from limbeck.training.method import Method
 from limbeck.training.parallel import Figures, Made, World, copies, local
-from limbeck.training.signals import noted_signals
+from limbeck.training.signals import SIGNALS, noted_signals
 from limbeck.training.tensorfile import is_split
 
 BUCKET = 25 * 2**20  # bytes of gradients that are summed at once
 PATIENCE = timedelta(hours=6)  # how long a rank waits, e.g. for rank 0 to train a teacher; a dead one is noticed much sooner
 ANSWER = timedelta(seconds=10)  # how long the store of the heartbeats may take
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class RankLost(LimbeckError):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.denoisers import Cond, Preconditioned
-from limbeck.errors import LimbeckError, unknown
+from limbeck.errors import unknown
 from limbeck.interop.export.steps import Steps
 from limbeck.samplers import generator_noise
 
@@ -144,15 +144,6 @@ def set_steps(scheduler: Any, plan: Plan, K: int) -> None:
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / K, K))
     else:
         scheduler.set_timesteps(K)
-
-
-def require_close(plan: Plan) -> Plan:
-    """The plan itself. Raises LimbeckError where its rehearsal differs from the student's steps."""
-    if not plan.difference <= CLOSE:
-        raise LimbeckError(
-            f"{plan.scheduler} in {plan.pipeline.name} differs from the student's steps by {plan.difference:.1e} of the sample"
-        )
-    return plan
 
 
 __all__ = ["CLOSE", "PIPELINES", "Plan", "Stock", "rehearse", "set_steps", "stock_pipeline", "walk"]
