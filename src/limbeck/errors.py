@@ -12,6 +12,15 @@ class ConversionError(LimbeckError):
     """A conversion between prediction types where it has no answer (signal or noise level below 1e-4)."""
 
 
+def missing_extra(extra: str, what: str) -> LimbeckError:
+    """The error where a package is not installed that belongs to an extra.
+
+    >>> str(missing_extra("onnx", "ONNX needs onnxruntime"))
+    "ONNX needs onnxruntime: pip install 'limbeck[onnx]'"
+    """
+    return LimbeckError(f"{what}: pip install 'limbeck[{extra}]'")
+
+
 def unknown(kind: str, name: str, allowed: Iterable[str]) -> LimbeckError:
     """The error for a name that is not in a table, with the nearest valid one.
 

@@ -2,12 +2,14 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
 from limbeck import cli
 from limbeck.claims import CLAIMS, Check, Claim, at_least, at_most, failed, medians, reproduce
 from limbeck.claims.reproduce import load_claim
+from limbeck.methods import METHODS
 
 
 def measure(seed):
@@ -115,3 +117,10 @@ def test_every_gate_can_fail(name, change):
 def test_every_claim_loads():
     for name in CLAIMS:
         assert load_claim(name).method == name
+
+
+def test_a_missing_extra_is_named_before_anything_runs(monkeypatch, capsys):
+    entry = replace(METHODS["pld"], extra="graph", packages=("json", "no_such_package"))
+    monkeypatch.setitem(METHODS, "pld", entry)
+    assert cli.main(["reproduce", "dmd", "pld"]) == 2
+    assert capsys.readouterr().err == "limbeck: pld needs no_such_package: pip install 'limbeck[graph]'\n"

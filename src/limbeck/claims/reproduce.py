@@ -51,6 +51,8 @@ def reproduce(arguments: list[str]) -> int:
     for file in (given.json, given.markdown):
         if file is not None and not file.resolve().parent.is_dir():
             raise LimbeckError(f"the folder of {file} does not exist; make it first")
+    for name in names:  # before any of them has run for minutes
+        METHODS[name].require_extra()
     results = []
     for name in names:
         results.append(run_claim(name, given.seeds, given.jobs))

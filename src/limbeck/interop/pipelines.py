@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from limbeck.denoisers import Cond
-from limbeck.errors import LimbeckError, unknown
+from limbeck.errors import LimbeckError, missing_extra, unknown
 from limbeck.interop.folders import Folder, known, quiet_libraries, read_folder
 from limbeck.interop.latents import FRAMES_FIRST, PICTURES, VIDEO, decoded, encoded, reduction
 from limbeck.interop.models import DiffusersNetwork
@@ -274,7 +274,7 @@ def open_pipeline(model: Any, **how: Any) -> Pipeline:
     try:
         import diffusers  # noqa: F401
     except ImportError:
-        raise LimbeckError("pipelines need diffusers; install it: pip install 'limbeck[diffusers]'") from None
+        raise missing_extra("diffusers", "pipelines need diffusers") from None
     if not isinstance(model, (str, Path)):
         components = getattr(model, "components", None)
         if not isinstance(components, dict):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from limbeck.errors import LimbeckError, unknown
+from limbeck.errors import LimbeckError, missing_extra, unknown
 from limbeck.noise import VE, Process, RectifiedFlow, TrigFlow, check_decreasing
 
 LARGEST_TABLE = 100_000  # a longer table of noise levels is a damaged file
@@ -95,7 +95,7 @@ def load_scheduler(path: Path | str) -> Any:
     try:
         import diffusers
     except ImportError:
-        raise LimbeckError("schedulers of diffusers need diffusers: pip install 'limbeck[diffusers]'") from None
+        raise missing_extra("diffusers", "schedulers of diffusers need diffusers") from None
     cls = getattr(diffusers, name, None)
     if cls is None:
         raise LimbeckError(f"diffusers {diffusers.__version__} has no {name}; update it: pip install -U 'limbeck[diffusers]'")

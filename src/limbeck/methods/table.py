@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
+
+from limbeck.errors import missing_extra
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,24 @@ class Entry:
     """Does it need the teacher's null condition: no, for guidance, yes."""
     wing: str = "generators"
     """The folder of its room and of its claim."""
+    extra: str = ""
+    """The extra that holds what the method and its claim need beside the core: pip install 'limbeck[EXTRA]'."""
+    packages: tuple[str, ...] = ()
+    """The modules of that extra that they import."""
 
     @property
     def distils(self) -> bool:
         """Does ``limbeck distill`` run it? (Other wings have no tasks yet.)"""
         return bool(self.module) and self.wing == "generators"
 
+    def require_extra(self) -> None:
+        """Raise LimbeckError, naming the extra to install, where a package that this method needs is missing."""
+        if absent := [name for name in self.packages if find_spec(name) is None]:
+            raise missing_extra(self.extra, f"{self.id} needs {', '.join(absent)}")
+
     def load(self) -> tuple[Any, Any, dict[str, Any]]:
-        """(method class, options class, presets)."""
+        """(method class, options class, presets). Raises LimbeckError where the method's extra is not installed."""
+        self.require_extra()
         room = import_module(self.module)
         return room.METHOD, room.OPTIONS, room.PRESETS
 

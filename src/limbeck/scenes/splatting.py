@@ -141,7 +141,7 @@ def _chosen(backend: str, splats: Splats) -> str:
         return "gsplat" if splats.means.is_cuda and find_spec("gsplat") else "torch"
     if backend == "gsplat":
         if find_spec("gsplat") is None:
-            raise LimbeckError("""backend="gsplat" needs gsplat: pip install 'limbeck[scenes]', or choose backend="torch\"""")
+            raise LimbeckError("""backend="gsplat" needs gsplat: pip install 'limbeck[gsplat]', or choose backend="torch\"""")
         if not splats.means.is_cuda:
             raise LimbeckError(
                 f'gsplat works on CUDA alone, but the splats are on {splats.means.device}: choose backend="torch"'

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from limbeck.errors import LimbeckError
+from limbeck.errors import LimbeckError, missing_extra
 
 
 def push(folder: Path, repo: str, private: bool = True) -> str:
@@ -15,7 +15,7 @@ def push(folder: Path, repo: str, private: bool = True) -> str:
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
         from huggingface_hub.utils import validate_repo_id
     except ImportError:
-        raise LimbeckError("the hub needs huggingface_hub; install it: pip install 'limbeck[diffusers]'") from None
+        raise missing_extra("diffusers", "the hub needs huggingface_hub") from None
     try:
         validate_repo_id(repo)
     except HFValidationError as error:

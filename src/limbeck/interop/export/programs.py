@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.denoisers import NOISE_INPUTS, SCALINGS, Cond, Preconditioned, Rescaled
-from limbeck.errors import LimbeckError
+from limbeck.errors import LimbeckError, missing_extra
 from limbeck.interop.export.steps import Steps
 from limbeck.networks import merged
 from limbeck.samplers import Experts
@@ -169,7 +169,7 @@ def write_onnx(path: Path, module: Unrolled, inputs: tuple[Tensor, ...]) -> None
         import onnxruntime
         import onnxscript  # noqa: F401
     except ImportError:
-        raise LimbeckError("ONNX needs onnx, onnxscript and onnxruntime; install them: pip install 'limbeck[onnx]'") from None
+        raise missing_extra("onnx", "ONNX needs onnx, onnxscript and onnxruntime") from None
     names = input_names(module)
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():

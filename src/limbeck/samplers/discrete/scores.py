@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.errors import LimbeckError
+from limbeck.errors import LimbeckError, missing_extra
 from limbeck.samplers.discrete.graphs import Absorbing, Graph
 from limbeck.samplers.discrete.schedules import Schedule
 
@@ -112,7 +112,7 @@ def masked_language_model(
         try:
             from transformers import AutoModelForMaskedLM
         except ImportError as error:
-            raise LimbeckError(f"{model!r} is read with transformers: pip install 'limbeck[diffusers]'") from error
+            raise missing_extra("llm", f"{model!r} is read with transformers") from error
         network: nn.Module = AutoModelForMaskedLM.from_pretrained(model)
     else:
         network = model
