@@ -23,7 +23,8 @@ def test_it_shows_what_the_renderer_shows():
     assert torch.equal(seen.rgb, render(splats(), CAMERAS, 0.5, antialiased=True).rgb)
     assert not torch.equal(seen.rgb, SplatScene(splats())(CAMERAS, 0.5).rgb)
     seen.image.square().sum().backward()
-    assert all(p.grad is not None and bool((p.grad != 0).any()) for p in scene.parameters())
+    moved = {n for n, p in scene.named_parameters() if p.grad is not None and bool((p.grad.abs() > 1e-9).any())}
+    assert moved == {n for n, _ in scene.named_parameters()} - {"quaternions"}  # round splats look the same however they turn
 
 
 def test_its_rates_are_those_of_the_paper_times_the_extent_for_the_means():
