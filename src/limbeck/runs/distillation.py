@@ -243,7 +243,7 @@ def run(
         return Run(folder, config, method, {})
     done = Run(folder, config, method, summarise(config, task, method, loop, command))
     write_down(done, task, world)
-    return done
+    return done if world.writes else replace(done, summary={})
 
 
 def loop_options(config: RunConfig, options: Any) -> LoopOptions:
