@@ -53,11 +53,15 @@ class Record:
     pictures: dict[str, Path] = field(default_factory=dict)
     columns: list[str] = field(default_factory=list)
     """What the columns of the pictures show, if known."""
+    turntable: Path | None = None
+    """A GIF of the object seen from around."""
+    scene: Path | None = None
+    """The object's Gaussian splats."""
 
 
 def read_record(folder: Path | str) -> Record:
     """A run from ``config.yaml``, ``summary.json``, ``metrics.jsonl``, ``samples/*.png`` and ``samples/columns.json`` (a
-    list of names); one of the first two is enough.
+    list of names), ``samples/turntable.gif`` and ``scene.ply``; one of the first two is enough.
 
     Raises:
         LimbeckError: no run there, or a damaged file.
@@ -100,6 +104,8 @@ def read_record(folder: Path | str) -> Record:
         curves=curves,
         pictures={name: path for name in PICTURES if (path := folder / "samples" / f"{name}.png").exists()},
         columns=[str(name) for name in _typed({"columns": columns}, "columns", list, str(folder / "samples"))],
+        turntable=_present(folder / "samples" / "turntable.gif"),
+        scene=_present(folder / "scene.ply"),
     )
 
 
@@ -136,6 +142,10 @@ def _read(path: Path) -> tuple[str, Any]:
         return read_plain(path)
     except FileNotFoundError:
         return "", None
+
+
+def _present(path: Path) -> Path | None:
+    return path if path.exists() else None
 
 
 def _mapping(content: Any, path: Path) -> dict[str, Any]:
