@@ -13,7 +13,8 @@ const RECORD = 9;
 
 /** A page's splats: `data` is float32 means, then per splat 16-bit codes, those of column k worth low[k] + step[k] code. */
 function unpack({ count, low, step, data }) {
-  const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+  const letters = atob(data), bytes = new Uint8Array(letters.length);
+  for (let i = 0; i < letters.length; i++) bytes[i] = letters.charCodeAt(i);
   const codes = new Uint16Array(bytes.buffer, 12 * count);
   const columns = low.length, colours = columns - 8; // after 3 log scales, a quaternion and a logit
   const splats = {
@@ -25,10 +26,10 @@ function unpack({ count, low, step, data }) {
     harmonics: new Float64Array(colours * count),
   };
   for (let i = 0; i < count; i++) {
-    const row = Array.from({ length: columns }, (_, k) => low[k] + step[k] * codes[i * columns + k]);
-    splats.roots.set(covarianceRoot(row.slice(0, 3), row.slice(3, 7)), 9 * i);
-    splats.logOpacity[i] = -Math.log1p(Math.exp(-row[7]));
-    splats.harmonics.set(row.slice(8), colours * i);
+    const value = (k) => low[k] + step[k] * codes[i * columns + k];
+    splats.roots.set(covarianceRoot([0, 1, 2].map(value), [3, 4, 5, 6].map(value)), 9 * i);
+    splats.logOpacity[i] = -Math.log1p(Math.exp(-value(7)));
+    for (let k = 0; k < colours; k++) splats.harmonics[colours * i + k] = value(8 + k);
   }
   return splats;
 }

@@ -3,7 +3,9 @@
 const TURN_RATE = 12; // degrees per second, of a view that turns by itself
 const KEY_STEP = 10; // degrees
 const ZOOM_STEP = 1.15;
-const PATIENCE = 100; // ms: a view whose frames take longer does not turn by itself
+const PATIENCE = 100; // ms that a frame may take: beyond it what moves is drawn coarser
+const COARSEST = 96; // pixels along a side: where even that is slow, nothing turns by itself
+const REST = 250; // ms without a change, until all is drawn as finely as can be
 const KEYS = { ArrowLeft: [KEY_STEP, 0], ArrowRight: [-KEY_STEP, 0], ArrowUp: [0, -KEY_STEP], ArrowDown: [0, KEY_STEP] };
 
 /** Make a figure live, drawn by `painter`; returns what a script may ask of it. */
@@ -13,7 +15,7 @@ function startViewer(figure, painter) {
   const context = canvas.getContext("2d", { alpha: false });
   const splats = unpack(scene);
   const first = { azimuth: 0, elevation: scene.elevation, distance: scene.distance };
-  let view = first, turning = false, shown = true;
+  let view = first, finest = painter.most, rest = 0, turning = false, shown = true;
 
   function draw(width, height) {
     const projected = project(splats, orbit(view, scene.fovy, width, height));
@@ -30,13 +32,19 @@ function startViewer(figure, painter) {
     context.drawImage(picture, 0, 0);
   }
 
-  function refresh() {
-    const side = Math.min(Math.round(canvas.clientWidth * devicePixelRatio), painter.most);
+  function refresh(most = painter.most) {
+    const side = Math.min(Math.round(canvas.clientWidth * devicePixelRatio), most);
     if (side < 1) return; // not laid out
     const began = performance.now();
     draw(side, side);
-    if (performance.now() - began > PATIENCE) setTurning(false);
+    adapt(performance.now() - began, side);
     pose.value = `azimuth ${Math.round(view.azimuth)}°, elevation ${Math.round(view.elevation)}°`;
+  }
+
+  function adapt(spent, side) {
+    if (spent > PATIENCE && side <= COARSEST) setTurning(false);
+    if (spent > PATIENCE) finest = Math.max(side / 2, COARSEST);
+    else if (spent < PATIENCE / 5) finest = Math.min(2 * finest, painter.most);
   }
 
   function look(change) {
@@ -46,7 +54,9 @@ function startViewer(figure, painter) {
       elevation: clamp(elevation, -90, 90),
       distance: clamp(distance, first.distance / 4, first.distance * 4),
     };
-    refresh();
+    refresh(finest);
+    clearTimeout(rest);
+    rest = setTimeout(refresh, REST);
   }
 
   function move(change) {
@@ -74,14 +84,13 @@ function startViewer(figure, painter) {
   refresh();
   listen(canvas, { turn, zoom, reset });
   button.addEventListener("click", () => setTurning(!turning));
-  new ResizeObserver(refresh).observe(canvas);
+  new ResizeObserver(() => refresh()).observe(canvas);
   new IntersectionObserver(([entry]) => (shown = entry.isIntersecting)).observe(canvas);
   setTurning(!matchMedia("(prefers-reduced-motion: reduce)").matches);
   return {
     canvas,
     look: move,
     draw,
-    usePainter: (made) => (painter = made),
     view: () => ({ ...view }),
     painter: () => painter.name,
     picture: (width, height) =>
