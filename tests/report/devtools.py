@@ -1,16 +1,23 @@
 """A browser without a window for tests: the DevTools protocol over pipes, with the standard library alone."""
 
 import base64
+import fcntl
 import json
 import os
 import select
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
-QUIET = "--headless --no-sandbox --no-first-run --disable-background-networking --disable-component-update --disable-sync --disable-quic"
-SOFTWARE_GL = "--use-angle=swiftshader --enable-unsafe-swiftshader"
+QUIET = [
+    "--headless",
+    "--no-sandbox",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+SOFTWARE_GL = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 PATIENCE = 60.0  # seconds for an answer, on a machine that is busy
 
 
@@ -18,12 +25,11 @@ class Browser:
     """Chromium with one page; ``said`` gathers its errors, ``asked`` the addresses that it requested."""
 
     def __init__(self, profile: Path) -> None:
-        (theirs_in, self._out), (self._in, theirs_out) = os.pipe(), os.pipe()
-        command = f"exec chromium {QUIET} {SOFTWARE_GL} --remote-debugging-pipe --user-data-dir='{profile}'"
-        self._process = subprocess.Popen(
-            ["sh", "-c", f"{command} 3<&{theirs_in} 4>&{theirs_out}"],
-            pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        theirs_in, self._out, self._in, theirs_out = (_moved(end) for end in (*os.pipe(), *os.pipe()))
+        silent = [(os.POSIX_SPAWN_OPEN, end, os.devnull, os.O_WRONLY, 0) for end in (1, 2)]
+        duplicated = [(os.POSIX_SPAWN_DUP2, theirs_in, 3), (os.POSIX_SPAWN_DUP2, theirs_out, 4)]
+        command = ["chromium", *QUIET, *SOFTWARE_GL, "--remote-debugging-pipe", f"--user-data-dir={profile}"]
+        self._process = os.posix_spawnp("chromium", command, os.environ, file_actions=[*silent, *duplicated])
         os.close(theirs_in)
         os.close(theirs_out)
         self._count, self._held, self._session = 0, b"", ""
@@ -37,8 +43,8 @@ class Browser:
 
     def close(self) -> None:
         self._session = ""
-        self.call("Browser.close")
-        self._process.wait(PATIENCE)
+        self._send("Browser.close", {})
+        os.waitpid(self._process, 0)
         os.close(self._in)
         os.close(self._out)
 
@@ -85,21 +91,26 @@ class Browser:
         path.write_bytes(base64.b64decode(shot["data"]))
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        self._count += 1
-        message = {"id": self._count, "method": method, "params": params}
-        session = {"sessionId": self._session} if self._session else {}
-        os.write(self._out, json.dumps(message | session).encode() + b"\0")
+        self._send(method, params)
         answers: list[dict[str, Any]] = []
         self._wait(lambda: bool(answers), answers)
         assert "error" not in answers[0], answers[0]["error"]
         return answers[0]["result"]
+
+    def _send(self, method: str, params: dict[str, Any]) -> None:
+        self._count += 1
+        message = {"id": self._count, "method": method, "params": params}
+        session = {"sessionId": self._session} if self._session else {}
+        os.write(self._out, json.dumps(message | session).encode() + b"\0")
 
     def _wait(self, done: Any, answers: list[dict[str, Any]] | None = None) -> None:
         until = time.monotonic() + PATIENCE
         while not done():
             ready, _, _ = select.select([self._in], [], [], max(until - time.monotonic(), 0))
             assert ready, "chromium does not answer"
-            self._held += os.read(self._in, 2**20)
+            more = os.read(self._in, 2**20)
+            assert more, "chromium has ended"
+            self._held += more
             *messages, self._held = self._held.split(b"\0")
             for message in map(json.loads, messages):
                 if answers is not None and message.get("id") == self._count:
@@ -117,3 +128,10 @@ class Browser:
             self.said.append(str(params["args"]))
         elif event == "Log.entryAdded":
             self.said.append(str(params["entry"]["text"]))
+
+
+def _moved(end: int) -> int:
+    """An end of a pipe under another number than 3 and 4, which chromium takes its own ends from."""
+    moved = fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10)
+    os.close(end)
+    return moved

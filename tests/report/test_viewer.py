@@ -50,18 +50,23 @@ def seen(splats: Splats, azimuth: float, elevation: float, distance: float, widt
     return render(splats, camera, BACKGROUND).rgb[0].movedim(0, -1)
 
 
-@pytest.fixture
-def scene_page(make_run: MakeRun) -> Callable[..., Path]:
-    """The report of a run with a scene and a turntable."""
+@pytest.fixture(scope="module")
+def page_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Splats], Path]:
+    """The report of a run that has a scene and a turntable, and hardly anything else."""
 
-    def make(splats: Splats, name: str = "run") -> Path:
-        folder = make_run(name)
+    def make(splats: Splats) -> Path:
+        folder = tmp_path_factory.mktemp("run")
+        (folder / "summary.json").write_text("{}")
         save_scene(folder, splats, VIEWPOINT)
-        frames = render(splats, turntable(3, 15.0, width=32, height=32), BACKGROUND.float()).image
-        save_gif(folder / "samples" / "turntable.gif", frames)
+        save_gif(folder / "samples" / "turntable.gif", render(splats, turntable(3, width=32, height=32)).image)
         return write_report(folder)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def page(page_of: Callable[[Splats], Path]) -> Path:
+    return page_of(cloud(N=40))
 
 
 @pytest.fixture
@@ -75,8 +80,9 @@ def before_scripts(browser: Any):
 
 def on_canvas(browser: Any, width: int, height: int) -> Tensor:
     """What the canvas shows after drawing at that size, (height, width, 3) in [0, 1]."""
-    browser.run(f"{FIRST}.draw({width}, {height})")
-    data = browser.floats(f"{FIRST}.canvas.getContext('2d').getImageData(0, 0, {width}, {height}).data")
+    data = browser.floats(
+        f"({FIRST}.draw({width}, {height}), {FIRST}.canvas.getContext('2d').getImageData(0, 0, {width}, {height}).data)"
+    )
     return torch.from_numpy(np.frombuffer(data, np.uint8).reshape(height, width, 4)[..., :3].copy()).double() / 255
 
 
@@ -165,18 +171,16 @@ def test_an_animation_is_embedded_as_it_is(tmp_path: Path):
 # Page ----------------------------------------------------------------------------------------------------------------
 
 
-def test_the_page_names_its_one_script_and_no_address(scene_page: Callable[..., Path], make_run: MakeRun):
-    source = scene_page(cloud()).read_text()
+def test_the_page_names_its_one_script_and_no_address(page: Path, make_run: MakeRun):
+    source = page.read_text()
     data, code = re.findall(r"<script([^>]*)>(.*?)</script>", source, re.S)
-    assert data[0] == ' type="application/json"' and json.loads(data[1])["count"] > 100
+    assert data[0] == ' type="application/json"' and json.loads(data[1])["count"] > 20
     digest = base64.b64encode(sha256(code[1].encode()).digest()).decode()
-    assert (
-        code[0] == ""
-        and f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in source
-    )
+    assert code[0] == ""
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in source
     addresses = re.findall(r"""(?:src|srcset|href)=["']([^"']*)""", source)
-    assert addresses and all(a.startswith(("data:image/", "#", "https://arxiv.org/abs/")) for a in addresses)
-    assert set(re.findall(r"https?://[\w.]+", source)) == {"https://arxiv.org"}
+    assert addresses and all(a.startswith(("data:image/", "#")) for a in addresses)
+    assert re.search("https?:", source) is None
     plain = write_report(make_run("plain")).read_text()
     assert "<script" not in plain and "script-src" not in plain and "Scene" not in plain
 
@@ -192,12 +196,12 @@ def test_a_turntable_alone_is_shown_without_scripts(make_run: MakeRun):
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
-def test_pictures_in_double_precision_are_the_renderers(degree: int, scene_page: Callable[..., Path], browser: Any):
+def test_pictures_in_double_precision_are_the_renderers(degree: int, page_of: Callable[[Splats], Path], browser: Any):
     splats = cloud(degree)
-    browser.open(scene_page(splats))
+    browser.open(page_of(splats))
     packed = unpack(viewer(splats, VIEWPOINT).scene)
     # from the front, the left, above, and from within, where splats lie behind the camera and far beyond the border
-    for azimuth, elevation, distance in ((0.0, 15.0, 2.5), (90.0, -30.0, 3.0), (-130.0, 90.0, 2.0), (170.0, 5.0, 0.7)):
+    for azimuth, elevation, distance in ((0.0, 15.0, 2.5), (90.0, -30.0, 3.0), (-130.0, 90.0, 2.0), (170.0, 5.0, 0.75)):
         browser.run(f"{FIRST}.look({{azimuth: {azimuth}, elevation: {elevation}, distance: {distance}}})")
         found = np.frombuffer(browser.floats(f"{FIRST}.picture(41, 32)")).reshape(32, 41, 3)
         expected = seen(packed, azimuth, elevation, distance, 41, 32)
@@ -205,9 +209,9 @@ def test_pictures_in_double_precision_are_the_renderers(degree: int, scene_page:
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
 
 
-def test_the_canvas_shows_that_picture_by_webgl(scene_page: Callable[..., Path], browser: Any):
+def test_the_canvas_shows_that_picture_by_webgl(page_of: Callable[[Splats], Path], browser: Any):
     splats = cloud(3, N=400)
-    browser.open(scene_page(splats))
+    browser.open(page_of(splats))
     if browser.run(f"{FIRST}.painter()") != "webgl":
         pytest.skip("this chromium has no WebGL2")
     browser.run(f"{FIRST}.look({{azimuth: 40}})")
@@ -216,18 +220,18 @@ def test_the_canvas_shows_that_picture_by_webgl(scene_page: Callable[..., Path],
     assert float(error.max()) < 3 and float((error > 1).double().mean()) < 0.005
 
 
-def test_without_webgl_the_cpu_paints(scene_page: Callable[..., Path], browser: Any, before_scripts: Any):
+def test_without_webgl_the_cpu_paints(page_of: Callable[[Splats], Path], browser: Any, before_scripts: Any):
     before_scripts(NO_WEBGL)
     splats = cloud(3)
-    browser.open(scene_page(splats))
+    browser.open(page_of(splats))
     assert browser.run(f"{FIRST}.painter()") == "cpu" and browser.said == []
     error = (on_canvas(browser, 61, 48) - seen(splats, 0.0, 15.0, 2.5, 61, 48).clamp(0, 1)).abs() * 255
     assert float(error.max()) < 1.5  # half a level of 8 bits, and the rounding of the data
 
 
-def test_where_webgl_is_lost_the_cpu_goes_on(scene_page: Callable[..., Path], browser: Any, before_scripts: Any):
+def test_where_webgl_is_lost_the_cpu_goes_on(page: Path, browser: Any, before_scripts: Any):
     before_scripts(KEEP_WEBGL)
-    browser.open(scene_page(cloud()))
+    browser.open(page)
     if not browser.run("Boolean(window.gl)"):
         pytest.skip("this chromium has no WebGL2")
     before = on_canvas(browser, 40, 40)
@@ -240,8 +244,8 @@ def test_where_webgl_is_lost_the_cpu_goes_on(scene_page: Callable[..., Path], br
 # Use -----------------------------------------------------------------------------------------------------------------
 
 
-def test_keys_turn_zoom_and_begin_again(scene_page: Callable[..., Path], browser: Any):
-    browser.open(scene_page(cloud()))
+def test_keys_turn_zoom_and_begin_again(page: Path, browser: Any):
+    browser.open(page)
     start = {"azimuth": 0, "elevation": 15, "distance": 2.5}
     assert browser.run(f"{FIRST}.view()") == start
     for _ in range(8):
@@ -265,8 +269,8 @@ def test_keys_turn_zoom_and_begin_again(scene_page: Callable[..., Path], browser
     assert browser.said == []
 
 
-def test_the_mouse_turns_and_zooms(scene_page: Callable[..., Path], browser: Any):
-    browser.open(scene_page(cloud()))
+def test_the_mouse_turns_and_zooms(page: Path, browser: Any):
+    browser.open(page)
     browser.run("document.querySelector('canvas').scrollIntoView({block: 'center'})")
     x, y, side = browser.run(f"(({{x, y, width}}) => [x, y, width])({AWAY})")
     x, y = x + side / 2, y + side / 2
@@ -287,8 +291,8 @@ def test_the_mouse_turns_and_zooms(scene_page: Callable[..., Path], browser: Any
     assert browser.run(f"{FIRST}.view()") == {"azimuth": 0, "elevation": 15, "distance": 2.5}
 
 
-def test_two_fingers_zoom(scene_page: Callable[..., Path], browser: Any):
-    browser.open(scene_page(cloud()))
+def test_two_fingers_zoom(page: Path, browser: Any):
+    browser.open(page)
     browser.run("document.querySelector('canvas').scrollIntoView({block: 'center'})")
     x, y, side = browser.run(f"(({{x, y, width}}) => [x, y, width])({AWAY})")
     x, y = x + side / 2, y + side / 2
@@ -303,8 +307,7 @@ def test_two_fingers_zoom(scene_page: Callable[..., Path], browser: Any):
     assert browser.run(f"{FIRST}.view()") == pytest.approx({"azimuth": 0, "elevation": 15, "distance": 2.5 / 1.5}, rel=0.02)
 
 
-def test_it_turns_by_itself_unless_motion_is_reduced(scene_page: Callable[..., Path], browser: Any):
-    page = scene_page(cloud(0, N=20))
+def test_it_turns_by_itself_unless_motion_is_reduced(page: Path, browser: Any):
     wait = "new Promise((done) => setTimeout(done, 300))"
     browser.open(page, prefers_reduced_motion="no-preference")
     browser.run("document.querySelector('canvas').scrollIntoView()")
@@ -322,8 +325,7 @@ def test_it_turns_by_itself_unless_motion_is_reduced(scene_page: Callable[..., P
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (360, "dark"), (1000, "dark")])
-def test_it_fits_says_nothing_and_asks_for_nothing(width: int, scheme: str, scene_page: Callable[..., Path], browser: Any):
-    page = scene_page(cloud(1, N=40))
+def test_it_fits_says_nothing_and_asks_for_nothing(width: int, scheme: str, page: Path, browser: Any):
     browser.open(page, width=width, prefers_color_scheme=scheme)
     assert browser.run("document.documentElement.scrollWidth") <= width
     left, across, high = browser.run(f"(({{left, width, height}}) => [left, width, height])({AWAY})")
@@ -332,8 +334,7 @@ def test_it_fits_says_nothing_and_asks_for_nothing(width: int, scheme: str, scen
     assert browser.asked[0] == page.as_uri() and all(address.startswith("data:image/") for address in browser.asked[1:])
 
 
-def test_a_still_stands_there_without_scripts_and_on_paper(scene_page: Callable[..., Path], browser: Any):
-    page = scene_page(cloud(1, N=40))
+def test_a_still_stands_there_without_scripts_and_on_paper(page: Path, browser: Any):
     shown = """["canvas", ".still", ".controls", ".how"].map((name) =>
         getComputedStyle(document.querySelector(".viewer " + name)).display !== "none")"""
     browser.open(page)
@@ -347,9 +348,8 @@ def test_a_still_stands_there_without_scripts_and_on_paper(scene_page: Callable[
         assert browser.run("document.querySelector('.still').naturalWidth") % gif.width == 0
 
 
-def test_a_viewer_that_fails_leaves_the_still_and_says_why(scene_page: Callable[..., Path], browser: Any):
-    page = scene_page(cloud(1, N=40))
-    page.write_text(re.sub(r'"data": "[^"]{40}', '"data": "', page.read_text()))
-    browser.open(page)
+def test_a_viewer_that_fails_leaves_the_still_and_says_why(page: Path, tmp_path: Path, browser: Any):
+    (tmp_path / "damaged.html").write_text(page.read_text().replace('"data": "', '"data": "!'))
+    browser.open(tmp_path / "damaged.html")
     assert browser.run(FIRST) is None and len(browser.said) == 1
     assert browser.run("getComputedStyle(document.querySelector('.still')).display") == "block"
