@@ -18,7 +18,7 @@ from torch import Tensor
 from limbeck.errors import LimbeckError
 from limbeck.report import Viewpoint, save_grid, save_scene, write_report
 from limbeck.report.pictures import animation
-from limbeck.report.viewer import pack, read_viewpoint, unpack, viewer
+from limbeck.report.viewer import pack, read_viewpoint, viewer
 from limbeck.scenes import Splats, orbit, render, save_gif, splats_from_points, turntable
 
 MakeRun = Callable[..., Path]
@@ -41,6 +41,17 @@ def cloud(degree: int = 1, N: int = 150, size: float = 0.06) -> Splats:
         0.4 * normal(N, 3), math.log(size) + 0.6 * normal(N, 3), normal(N, 4), 3 * normal(N), normal(N, 1, 3),
         0.2 * normal(N, (degree + 1) ** 2 - 1, 3),
     )  # fmt: skip
+
+
+def unpack(packed: dict[str, Any]) -> Splats:
+    """The splats that a script sees in what ``pack`` made, in float64."""
+    N, low, step = packed["count"], np.array(packed["low"]), np.array(packed["step"])
+    data = base64.b64decode(packed["data"])
+    means = np.frombuffer(data, "<f4", 3 * N).reshape(N, 3).astype(np.float64)
+    codes = np.frombuffer(data, "<u2", offset=12 * N).reshape(N, len(low))
+    columns = torch.from_numpy(low + step * codes)
+    harmonics = columns[:, 8:].reshape(N, -1, 3)
+    return Splats(torch.from_numpy(means), columns[:, :3], columns[:, 3:7], columns[:, 7], harmonics[:, :1], harmonics[:, 1:])
 
 
 def seen(splats: Splats, azimuth: float, elevation: float, distance: float, width: int, height: int) -> Tensor:

@@ -34,6 +34,7 @@ def write_report(folder: Path | str) -> Path:
     references["accuracy"] = {"teacher": _of(run.teacher, "accuracy")}
     charts = {name: chart(name, {run.method: curve}, references.get(name)) for name, curve in run.curves.items()}
     rows = _rows(run)
+    still = picture(run.turntable) if run.turntable else None
     return _write(
         run.folder / "report.html",
         "run.html",
@@ -43,9 +44,9 @@ def write_report(folder: Path | str) -> Path:
         spots=positions([figures.frechet for _, _, figures in rows]),
         main=_shown(charts, main=True),
         more=_shown(charts, main=False),
-        viewer=_viewer(run),
+        viewer=_viewer(run, still),
         turntable=run.turntable and animation(run.turntable),
-        still=run.turntable and picture(run.turntable),
+        still=still,
         script=script() if run.scene else "",
     )
 
@@ -145,10 +146,9 @@ def _pictures(run: Record, names: Sequence[str]) -> list[tuple[str, str, Picture
     return shown
 
 
-def _viewer(run: Record) -> Viewer | None:
+def _viewer(run: Record, still: Picture | None) -> Viewer | None:
     if run.scene is None:
         return None
-    still = picture(run.turntable) if run.turntable else None
     return viewer(load_splats(run.scene), read_viewpoint(run.scene.with_suffix(".json")), still)
 
 

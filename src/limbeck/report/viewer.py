@@ -14,7 +14,6 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -96,17 +95,6 @@ def pack(splats: Splats) -> dict[str, Any]:
     return {"count": len(columns), "low": low.tolist(), "step": step.tolist(), "data": base64.b64encode(data).decode()}
 
 
-def unpack(packed: dict[str, Any]) -> Splats:
-    """The splats that a script sees in what ``pack`` made, in float64."""
-    N, low, step = packed["count"], np.array(packed["low"]), np.array(packed["step"])
-    data = base64.b64decode(packed["data"])
-    means = np.frombuffer(data, "<f4", 3 * N).reshape(N, 3).astype(np.float64)
-    codes = np.frombuffer(data, "<u2", offset=12 * N).reshape(N, len(low))
-    columns = torch.from_numpy(low + step * codes)
-    harmonics = columns[:, 8:].reshape(N, -1, 3)
-    return Splats(torch.from_numpy(means), columns[:, :3], columns[:, 3:7], columns[:, 7], harmonics[:, :1], harmonics[:, 1:])
-
-
 def _columns(splats: Splats) -> Tensor:
     s = Splats(*(x.double() for x in splats))
     logits = s.logits.clamp(max=OPAQUE)[:, None]
@@ -133,13 +121,14 @@ def read_viewpoint(path: Path) -> Viewpoint:
     if not isinstance(content, dict) or not content.keys() <= names.keys():
         raise LimbeckError(f"{path} must hold no other names than {', '.join(names)}: repair or remove it")
     try:
-        values = {name: float(value) for name, value in content.items() if name != "background"}
+        values: dict[str, Any] = {name: float(value) for name, value in content.items() if name != "background"}
         if "background" in content:
-            red, green, blue = (float(level) for level in content["background"])
-            return Viewpoint(**values, background=(red, green, blue))
-        return Viewpoint(**values)
+            red, green, blue = content["background"]
+            values["background"] = (float(red), float(green), float(blue))
     except (TypeError, ValueError) as error:
         raise LimbeckError(f"{path} must hold numbers, three for the background ({error}): repair or remove it") from None
+    try:
+        return Viewpoint(**values)
     except LimbeckError as error:
         raise LimbeckError(f"{path}: {error}") from None
 

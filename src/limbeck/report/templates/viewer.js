@@ -15,7 +15,7 @@ function startViewer(figure, painter) {
   const context = canvas.getContext("2d", { alpha: false });
   const splats = unpack(scene);
   const first = { azimuth: 0, elevation: scene.elevation, distance: scene.distance };
-  let view = first, finest = painter.most, rest = 0, turning = false, shown = true;
+  let view = first, finest = painter.most, rest = 0, frame = 0, turning = false, shown = true;
 
   function draw(width, height) {
     const projected = project(splats, orbit(view, scene.fovy, width, height));
@@ -69,15 +69,15 @@ function startViewer(figure, painter) {
   const reset = () => move(first);
 
   function setTurning(on) {
-    if (on && !turning) requestAnimationFrame((now) => step(now, now));
     turning = on;
+    cancelAnimationFrame(frame);
+    if (on) frame = requestAnimationFrame((now) => step(now, now));
     button.textContent = on ? "Stop turning" : "Turn";
   }
 
   function step(before, now) {
-    if (!turning) return;
     if (shown) look({ azimuth: view.azimuth + (TURN_RATE * Math.min(now - before, 100)) / 1000 });
-    requestAnimationFrame((next) => step(now, next));
+    if (turning) frame = requestAnimationFrame((next) => step(now, next));
   }
 
   figure.classList.add("live");
