@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from limbeck.errors import LimbeckError
-from limbeck.report import Viewpoint, save_grid, save_scene, write_report
+from limbeck.report import save_grid, write_report
 from limbeck.report.pictures import animation
 from limbeck.report.viewer import pack, read_viewpoint, viewer
-from limbeck.scenes import Splats, orbit, render, save_gif, splats_from_points, turntable
+from limbeck.scenes import Splats, Viewpoint, orbit, render, save_gif, save_scene, splats_from_points, turntable
 
 MakeRun = Callable[..., Path]
 VIEWPOINT = Viewpoint(elevation=15.0, distance=2.5, fovy=50.0, background=(1.0, 0.875, 0.75))

@@ -6,13 +6,10 @@ a run has a scene of Gaussian splats.
 
 from limbeck.report.grids import image_grid, save_grid, side_by_side
 from limbeck.report.pages import write_claims, write_comparison, write_report
-from limbeck.report.viewer import Viewpoint, save_scene
 
 __all__ = [
-    "Viewpoint",
     "image_grid",
     "save_grid",
-    "save_scene",
     "side_by_side",
     "write_claims",
     "write_comparison",

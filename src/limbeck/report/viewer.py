@@ -5,12 +5,10 @@ The script (``templates/splats.js``, ``webgl.js``, ``viewer.js``) projects in do
 """
 
 import base64
-import json
 from dataclasses import asdict, dataclass
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from torch.nn import functional as F
 
 from limbeck.errors import LimbeckError
 from limbeck.report.pictures import Picture
-from limbeck.scenes import Splats, check_splats, save_splats
+from limbeck.scenes import Splats, Viewpoint, check_splats
 from limbeck.scenes.compositing import LEAST
 from limbeck.training.plain import read_plain
 
@@ -28,30 +26,6 @@ MOST_SPLATS = 50_000
 OPAQUE = 16.0  # logits beyond it change no alpha by more than 2e-7
 LEVELS = 2**16 - 1
 SCRIPTS = ("splats.js", "webgl.js", "viewer.js")
-
-
-@dataclass(frozen=True)
-class Viewpoint:
-    """Where a viewer begins, at azimuth 0, and what is behind the splats.
-
-    ``elevation`` and ``fovy`` in degrees, ``distance`` to the origin in world units; ``background`` red, green and blue in
-    [0, 1]. Raises LimbeckError for an elevation beyond 90, a distance that is not positive, a field of view outside (0, 180).
-    """
-
-    elevation: float = 0.0
-    distance: float = 2.5
-    fovy: float = 49.1
-    background: tuple[float, float, float] = (1.0, 1.0, 1.0)
-
-    def __post_init__(self) -> None:
-        for name, value, allowed, fine in (
-            ("elevation", self.elevation, "[-90, 90]", abs(self.elevation) <= 90),
-            ("distance", self.distance, "the positive finite numbers", self.distance > 0 and isfinite(self.distance)),
-            ("fovy", self.fovy, "(0, 180)", 0 < self.fovy < 180),
-            ("background", self.background, "[0, 1] in each of red, green and blue", all(0 <= c <= 1 for c in self.background)),
-        ):
-            if not fine:
-                raise LimbeckError(f"{name}={value} of a scene: it must lie in {allowed}")
 
 
 @dataclass(frozen=True)
@@ -101,14 +75,8 @@ def _columns(splats: Splats) -> Tensor:
     return torch.cat([s.log_scales, F.normalize(s.quaternions, dim=1), logits, s.harmonics.flatten(1)], 1)
 
 
-def save_scene(folder: Path | str, splats: Splats, viewpoint: Viewpoint) -> None:
-    """Write ``scene.ply`` and ``scene.json`` into a run's folder, for its report to show."""
-    save_splats(Path(folder) / "scene.ply", splats)
-    (Path(folder) / "scene.json").write_text(json.dumps(asdict(viewpoint), indent=1) + "\n")
-
-
 def read_viewpoint(path: Path) -> Viewpoint:
-    """A ``scene.json``; what it does not name, or all where it is missing, is as in :class:`Viewpoint`.
+    """A ``scene.json``; what it does not name, or all where it is missing, is as in :class:`limbeck.scenes.Viewpoint`.
 
     Raises:
         LimbeckError: a damaged file, other names, or values beyond what is allowed.

@@ -12,8 +12,10 @@ from limbeck.scenes.density import Edit, ScreenGradients, apply_edit, densify, p
 from limbeck.scenes.export import load_cameras, load_splats, save_cameras, save_gif, save_splats, save_strip
 from limbeck.scenes.harmonics import sh_basis
 from limbeck.scenes.head import Head, head_library, heads, render_head
+from limbeck.scenes.scene import Scene, Seen, SplatScene
 from limbeck.scenes.splats import Splats, ball, check_splats, splats_from_points
 from limbeck.scenes.splatting import Rendered, project, render
+from limbeck.scenes.viewpoint import Viewpoint, save_scene
 from limbeck.scenes.views import VIEWS, PerpNeg, perp_neg, view_labels, view_prompts
 
 __all__ = [
@@ -26,8 +28,12 @@ __all__ = [
     "Head",
     "PerpNeg",
     "Rendered",
+    "Scene",
     "ScreenGradients",
+    "Seen",
+    "SplatScene",
     "Splats",
+    "Viewpoint",
     "angles",
     "apply_edit",
     "ball",
@@ -53,6 +59,7 @@ __all__ = [
     "reset_opacity",
     "save_cameras",
     "save_gif",
+    "save_scene",
     "save_splats",
     "save_strip",
     "sh_basis",

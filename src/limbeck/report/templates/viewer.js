@@ -33,7 +33,7 @@ function startViewer(figure, painter) {
   }
 
   function refresh(most = painter.most) {
-    const side = Math.min(Math.round(canvas.clientWidth * devicePixelRatio), most);
+    const side = Math.round(Math.min(canvas.clientWidth * devicePixelRatio, most));
     if (side < 1) return; // not laid out
     const began = performance.now();
     draw(side, side);
