@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from limbeck.errors import LimbeckError
@@ -25,7 +24,6 @@ MakeRun = Callable[..., Path]
 VIEWPOINT = Viewpoint(elevation=15.0, distance=2.5, fovy=50.0, background=(1.0, 0.875, 0.75))
 BACKGROUND = torch.tensor(VIEWPOINT.background, dtype=torch.float64)
 FIRST = "limbeckViewers[0]"
-AWAY = """document.querySelector("canvas").getBoundingClientRect()"""
 NO_WEBGL = """const get = HTMLCanvasElement.prototype.getContext;
     HTMLCanvasElement.prototype.getContext = function (kind, ...rest) { return kind === "webgl2" ? null : get.call(this, kind, ...rest) }"""
 KEEP_WEBGL = """const get = HTMLCanvasElement.prototype.getContext;
@@ -73,11 +71,6 @@ def page_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Splats], Path
         return write_report(folder)
 
     return make
-
-
-@pytest.fixture(scope="module")
-def page(page_of: Callable[[Splats], Path]) -> Path:
-    return page_of(cloud(N=40))
 
 
 @pytest.fixture
@@ -182,8 +175,8 @@ def test_an_animation_is_embedded_as_it_is(tmp_path: Path):
 # Page ----------------------------------------------------------------------------------------------------------------
 
 
-def test_the_page_names_its_one_script_and_no_address(page: Path, make_run: MakeRun):
-    source = page.read_text()
+def test_the_page_names_its_one_script_and_no_address(page_of: Callable[[Splats], Path], make_run: MakeRun):
+    source = page_of(cloud(N=40)).read_text()
     data, code = re.findall(r"<script([^>]*)>(.*?)</script>", source, re.S)
     assert data[0] == ' type="application/json"' and json.loads(data[1])["count"] > 20
     digest = base64.b64encode(sha256(code[1].encode()).digest()).decode()
@@ -240,9 +233,9 @@ def test_without_webgl_the_cpu_paints(page_of: Callable[[Splats], Path], browser
     assert float(error.max()) < 1.5  # half a level of 8 bits, and the rounding of the data
 
 
-def test_where_webgl_is_lost_the_cpu_goes_on(page: Path, browser: Any, before_scripts: Any):
+def test_where_webgl_is_lost_the_cpu_goes_on(page_of: Callable[[Splats], Path], browser: Any, before_scripts: Any):
     before_scripts(KEEP_WEBGL)
-    browser.open(page)
+    browser.open(page_of(cloud()))
     if not browser.run("Boolean(window.gl)"):
         pytest.skip("this chromium has no WebGL2")
     before = on_canvas(browser, 40, 40)
@@ -250,117 +243,3 @@ def test_where_webgl_is_lost_the_cpu_goes_on(page: Path, browser: Any, before_sc
     after = on_canvas(browser, 40, 40)
     assert browser.run(f"{FIRST}.painter()") == "cpu"
     assert float((after - before).abs().max()) < 3 / 255
-
-
-# Use -----------------------------------------------------------------------------------------------------------------
-
-
-def test_keys_turn_zoom_and_begin_again(page: Path, browser: Any):
-    browser.open(page)
-    start = {"azimuth": 0, "elevation": 15, "distance": 2.5}
-    assert browser.run(f"{FIRST}.view()") == start
-    for _ in range(8):
-        if browser.run("document.activeElement.localName") == "canvas":
-            break
-        browser.press("Tab")
-    assert browser.run("document.activeElement.localName") == "canvas"
-    picture = "document.querySelector('canvas').toDataURL()"
-    first = browser.run(picture)
-    for key, view in (
-        ("ArrowLeft", {"azimuth": 10}), ("ArrowRight", {}), ("ArrowRight", {"azimuth": -10}), ("Home", {}),
-        ("ArrowDown", {"elevation": 25}), ("ArrowUp", {}), ("+", {"distance": 2.5 / 1.15}), ("-", {}),
-    ):  # fmt: skip
-        browser.press(key)
-        assert browser.run(f"{FIRST}.view()") == pytest.approx({**start, **view}), key
-        assert (browser.run(picture) == first) == (view == {}), key
-    for _ in range(9):
-        browser.press("ArrowDown")
-    assert browser.run(f"{FIRST}.view().elevation") == 90
-    assert browser.run("document.querySelector('output').value") == "azimuth 0°, elevation 90°"
-    assert browser.said == []
-
-
-def test_the_mouse_turns_and_zooms(page: Path, browser: Any):
-    browser.open(page)
-    browser.run("document.querySelector('canvas').scrollIntoView({block: 'center'})")
-    x, y, side = browser.run(f"(({{x, y, width}}) => [x, y, width])({AWAY})")
-    x, y = x + side / 2, y + side / 2
-    browser.mouse("mouseWheel", x, y, deltaX=0, deltaY=-100)
-    assert browser.run(f"{FIRST}.view().distance") == 2.5  # the page scrolls, until the canvas has the focus
-    browser.run("document.querySelector('canvas').scrollIntoView({block: 'center'})")
-    browser.mouse("mousePressed", x, y, button="left", buttons=1, clickCount=1)
-    browser.mouse("mouseMoved", x + side / 9, y + side / 18, button="left", buttons=1)
-    browser.mouse("mouseReleased", x + side / 9, y + side / 18, button="left", clickCount=1)
-    browser.mouse("mouseMoved", x, y)
-    view = browser.run(f"{FIRST}.view()")
-    assert view == pytest.approx({"azimuth": -20, "elevation": 25, "distance": 2.5}, abs=0.5)
-    browser.mouse("mouseWheel", x, y, deltaX=0, deltaY=-100)
-    assert browser.run(f"{FIRST}.view().distance") == pytest.approx(2.5 * math.exp(-0.1))
-    for count in (1, 2):
-        browser.mouse("mousePressed", x, y, button="left", buttons=1, clickCount=count)
-        browser.mouse("mouseReleased", x, y, button="left", clickCount=count)
-    assert browser.run(f"{FIRST}.view()") == {"azimuth": 0, "elevation": 15, "distance": 2.5}
-
-
-def test_two_fingers_zoom(page: Path, browser: Any):
-    browser.open(page)
-    browser.run("document.querySelector('canvas').scrollIntoView({block: 'center'})")
-    x, y, side = browser.run(f"(({{x, y, width}}) => [x, y, width])({AWAY})")
-    x, y = x + side / 2, y + side / 2
-
-    def touch(kind: str, apart: float) -> None:
-        points = [{"x": x - apart / 2, "y": y, "id": 0}, {"x": x + apart / 2, "y": y, "id": 1}] if apart else []
-        browser.call("Input.dispatchTouchEvent", type=kind, touchPoints=points)
-
-    touch("touchStart", 100)
-    touch("touchMove", 150)
-    touch("touchEnd", 0)
-    assert browser.run(f"{FIRST}.view()") == pytest.approx({"azimuth": 0, "elevation": 15, "distance": 2.5 / 1.5}, rel=0.02)
-
-
-def test_it_turns_by_itself_unless_motion_is_reduced(page: Path, browser: Any):
-    wait = "new Promise((done) => setTimeout(done, 300))"
-    browser.open(page, prefers_reduced_motion="no-preference")
-    browser.run("document.querySelector('canvas').scrollIntoView()")
-    browser.run(wait)
-    assert 0 < browser.run(f"{FIRST}.view().azimuth") < 60
-    assert browser.run("document.querySelector('button').textContent") == "Stop turning"
-    browser.run("document.querySelector('button').click()")
-    stopped = browser.run(f"{FIRST}.view().azimuth")
-    browser.run(wait)
-    assert browser.run(f"{FIRST}.view().azimuth") == stopped
-    browser.open(page)
-    browser.run(wait)
-    assert browser.run(f"{FIRST}.view().azimuth") == 0
-    assert browser.run("document.querySelector('button').textContent") == "Turn"
-
-
-@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (360, "dark"), (1000, "dark")])
-def test_it_fits_says_nothing_and_asks_for_nothing(width: int, scheme: str, page: Path, browser: Any):
-    browser.open(page, width=width, prefers_color_scheme=scheme)
-    assert browser.run("document.documentElement.scrollWidth") <= width
-    left, across, high = browser.run(f"(({{left, width, height}}) => [left, width, height])({AWAY})")
-    assert left >= 0 and left + across <= width and across == pytest.approx(high) and across > 300
-    assert browser.said == []
-    assert browser.asked[0] == page.as_uri() and all(address.startswith("data:image/") for address in browser.asked[1:])
-
-
-def test_a_still_stands_there_without_scripts_and_on_paper(page: Path, browser: Any):
-    shown = """["canvas", ".still", ".controls", ".how"].map((name) =>
-        getComputedStyle(document.querySelector(".viewer " + name)).display !== "none")"""
-    browser.open(page)
-    assert browser.run(shown) == [True, False, True, True]
-    browser.call("Emulation.setEmulatedMedia", media="print")
-    assert browser.run(shown) == [False, True, False, False]
-    browser.open(page, scripts=False)
-    assert browser.run(shown) == [False, True, False, False]
-    assert "Turning it takes a browser that runs scripts." in browser.run("document.querySelector('.viewer').innerText")
-    with Image.open(page.parent / "samples" / "turntable.gif") as gif:
-        assert browser.run("document.querySelector('.still').naturalWidth") % gif.width == 0
-
-
-def test_a_viewer_that_fails_leaves_the_still_and_says_why(page: Path, tmp_path: Path, browser: Any):
-    (tmp_path / "damaged.html").write_text(page.read_text().replace('"data": "', '"data": "!'))
-    browser.open(tmp_path / "damaged.html")
-    assert browser.run(FIRST) is None and len(browser.said) == 1
-    assert browser.run("getComputedStyle(document.querySelector('.still')).display") == "block"
