@@ -26,12 +26,8 @@ def _threads(monkeypatch):
         (["distill", "--task", "digit"], "unknown task 'digit': did you mean 'digits'?"),
         (["distill", "dmd", "--preset", "paper-imagenet"], "unknown preset 'paper-imagenet': did you mean 'paper-imagenet64'?"),
         (["distill", "gaussian-score"], "gaussian-score is a sampler and distils nothing"),
-        (["distill", "lsd"], "lsd has no task to distil yet"),
-        (
-            ["distill", "pld"],
-            "pld has no task to distil yet (its wing is recognition); it is trained by `limbeck reproduce pld`",
-        ),
-        (["distill", "born-again"], "self-distillation has no task to distil yet"),
+        (["distill", "lsd", "--task", "digits"], "unknown task for this method 'digits': Allowed: symbols"),
+        (["distill", "pld", "--task", "ring"], "unknown task for methods of the wing recognition 'ring': Allowed: classify"),
         (["distill", "--resume", "nowhere"], "nowhere is not a run"),
         (["distill", "--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
         (["sample"], "limbeck sample needs the folder of a run first"),
@@ -87,7 +83,7 @@ def test_methods(capsys):
 @pytest.mark.parametrize("entry", [e for e in METHODS.values() if e.module], ids=lambda e: e.id)
 def test_no_option_of_a_method_hides_one_of_all_methods(entry):
     _, options, _ = entry.load()
-    of_all = {f.name for kind in (Shared, Execution, task_flags(entry.wing)) for f in fields(kind)} | set(
+    of_all = {f.name for kind in (Shared, Execution, task_flags(entry.wing, entry.fits)) for f in fields(kind)} | set(
         inspect.signature(distill).parameters
     )
     assert {f.name for f in fields(options)} & of_all <= {"iterations"}  # which both set alike

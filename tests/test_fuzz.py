@@ -35,7 +35,7 @@ from fuzzing import LEAVES, VALUES, accept, contents, judge, mutated, spoiled, w
 fuzz = partial(
     settings, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=False
 )
-DISTILLING = [entry.id for entry in METHODS.values() if entry.distils]
+DISTILLING = [entry.id for entry in METHODS.values() if entry.distils and entry.wing == "generators"]
 FAST = 25
 
 

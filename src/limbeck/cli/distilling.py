@@ -2,6 +2,7 @@
 
 import sys
 import typing
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, make_dataclass, replace
 from dataclasses import field as make_field
@@ -46,13 +47,13 @@ class Shared:
     """Exit with 1 where a few-step student's Frechet distance is more than this many times the teacher's."""
 
 
-def task_flags(wing: str) -> type:
-    """What the tasks of a wing may be told, as one dataclass of flags; None is not said."""
+def task_flags(wing: str, fits: Collection[str] = ()) -> type:
+    """What the tasks of a wing (those that fit a method) may be told, as one dataclass of flags; None is not said."""
     import tyro
 
     merged: dict[str, Any] = {}
     takers: dict[str, list[str]] = {}
-    for task in task_options(wing):
+    for task in task_options(wing, fits):
         options = module_of(task).OPTIONS
         said, hints = documented(options), typing.get_type_hints(options)
         for name, hint in hints.items():
@@ -121,7 +122,7 @@ def requested(command: str, arguments: list[str]) -> Request:
         if path := value_of(rest, flag):
             stored = runs.read_config(path) if flag == "--resume" else runs.parse_config(_existing(Path(path)))
     entry = runs.distilling(name if named or stored is None else stored.method)
-    flags = task_flags(entry.wing)()
+    flags = task_flags(entry.wing, entry.fits)()
     if stored is not None:
         if "python" in stored.task_options:
             build_task(stored.task, {"python": str(stored.task_options["python"])})  # raises: says why it cannot
@@ -141,7 +142,7 @@ def requested(command: str, arguments: list[str]) -> Request:
         options = options_from_dict(options_class, stored.options, f"options of {entry.id}")
     shared, flags, asked, how = _parse(f"limbeck {command} {entry.id}", rest, base, flags, options)
     told = recorded({n: v for n, v in vars(flags).items() if v is not None})
-    task_name = chosen_task(shared.task, told, entry.wing)
+    task_name = chosen_task(shared.task, told, entry.wing, entry.fits)
     if shared.fail_above is not None and entry.wing != "generators":
         raise LimbeckError(f"--fail-above is for few-step generators; {entry.id} is none")
     told = {**({} if stored is None else stored.task_options), **told}

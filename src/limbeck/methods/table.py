@@ -36,6 +36,8 @@ class Entry:
     """The extra that holds what the method and its claim need beside the core: pip install 'limbeck[EXTRA]'."""
     packages: tuple[str, ...] = ()
     """The modules of that extra that they import."""
+    fits: tuple[str, ...] = ()
+    """The tasks of its wing that it distils (none named: all of them)."""
 
     @property
     def distils(self) -> bool:
@@ -152,6 +154,7 @@ METHODS: dict[str, Entry] = {
             "lsd", "Learnable sampler distillation of discrete diffusion (LSD, LSD+)",
             "Learnable Sampler Distillation for Discrete Diffusion Models", "2509.19962", 2025, "limbeck.methods.sequences.lsd",
             "teacher; the student is its sampler's 2 M numbers", aliases=("lsd+",), null="no", wing="sequences",
+            fits=("symbols",),
         ),
         _classifier(
             "pld", "Plackett-Luce distillation of classifiers (PLD)",

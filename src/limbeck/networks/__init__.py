@@ -16,6 +16,7 @@ from limbeck.networks.adapters import LowRank, adapted, adapters, fused, merged
 from limbeck.networks.attention import Attention, Processor, attend, attended, attentions, exchange_processors, masked
 from limbeck.networks.attention_jvp import attention_jvp
 from limbeck.networks.checkpointing import checkpoint_blocks
+from limbeck.networks.classifier import Classifier
 from limbeck.networks.conditioning import Conditioning, LabelEmbedding, NoiseFeatures, sinusoids
 from limbeck.networks.contract import Condition, Network
 from limbeck.networks.counted import Counted, counted
@@ -54,6 +55,7 @@ __all__ = [
     "NETWORKS",
     "Attention",
     "ChannelMean",
+    "Classifier",
     "Condition",
     "Conditioning",
     "Counted",

@@ -136,11 +136,13 @@ def distill(
     how = Execution(**{f.name: more.pop(f.name) for f in fields(Execution) if f.name in more})
     how = replace(how, trust_code=how.trust_code or isinstance(from_run, Run))  # one that is open was trusted before
     given = {"model" if is_pipeline(teacher) else "teacher": teacher, "data": data}
-    given = {n: v for n, v in given.items() if v is not None} | {n: more.pop(n) for n in given_names(more)}
+    given = {n: v for n, v in given.items() if v is not None} | {
+        n: more.pop(n) for n in given_names(more, entry.wing, entry.fits)
+    }
     built = None if task is None or isinstance(task, str) else task
     if built is not None and given:
         raise LimbeckError(f"a task knows its own {', '.join(given)}; leave that out, or the task")
-    name = chosen_task(task, given, entry.wing) if task is None or isinstance(task, str) else task.name
+    name = chosen_task(task, given, entry.wing, entry.fits) if task is None or isinstance(task, str) else task.name
     told = {**(task_options or {}), **given}
     if isinstance(options, Mapping) or options is None:
         _, _, presets = entry.load()
@@ -150,7 +152,7 @@ def distill(
             suited = (own or (preferred_options(name, told) if name in TASKS else {})).get(entry.id, {})
         options = merged_options(preset_of(method, presets, preset), {**suited, **(options or {}), **more})
     if iterations is not None:
-        options = replace(options, iterations=iterations)
+        options = merged_options(options, {"iterations": iterations})
     config = RunConfig(
         entry.id,
         name,

@@ -184,7 +184,10 @@ def _write_program(done: Run, task: Task, to: str, out: Path) -> None:
     module = module.to(device="cpu", dtype=torch.float32)
     held = None if cond is None else {n: v.cpu().float() if v.is_floating_point() else v.cpu() for n, v in cond.items()}
     inputs = export.example_inputs(task.shape, module, held)
-    (export.write_program if to == "torch-export" else export.write_onnx)(out, module, inputs)
+    if to == "torch-export":
+        export.write_program(out, module, inputs)
+    else:
+        export.write_onnx(out, module, inputs, export.input_names(module))
 
 
 @torch.no_grad()

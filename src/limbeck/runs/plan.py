@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from limbeck.methods import find
 from limbeck.runs.config import Execution, RunConfig
 from limbeck.runs.distillation import prepare
 from limbeck.tasks import AnyTask
@@ -15,6 +16,7 @@ from limbeck.training import Loop, LoopOptions, checkpoint_roles
 from limbeck.training.live import LiveBytes, held
 from limbeck.training.offload import Offload
 from limbeck.training.optimizers import EIGHT_BIT, Trained
+from limbeck.training.options import options_from_dict
 
 FEW, MORE = (2, 4), (8, 16)  # samples per micro-batch of the two rehearsals; one alone would take other paths through torch
 ROOM = 2**30  # bytes that activations may take for a rehearsal with more: convolutions choose their algorithm by the batch
@@ -73,7 +75,7 @@ def plan_run(
     context (about half a GB). ``eight_bit``: as if Adam's moments were in 8 bits.
     """
     pieces, batch = config.micro_batches, config.options["batch"] or prepare(config, task)[0].batch
-    total = int(config.options["iterations"])
+    total = options_from_dict(find(config.method).load()[1], config.options).iterations
     rehearse = lambda size: Rehearsal(config, task, how, size, eight_bit)  # noqa: E731
     trial = rehearse(min(FEW[1] * pieces, batch))
     working = max(w for w, _ in trial.at(0))

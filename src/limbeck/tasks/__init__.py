@@ -4,7 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from limbeck.errors import LimbeckError
-from limbeck.tasks.catalogue import TASKS, WINGS, check_files, chosen_task, given_names, module_of, recorded, task_options
+from limbeck.tasks.catalogue import (
+    TASKS,
+    WINGS,
+    check_files,
+    chosen_task,
+    given_names,
+    module_of,
+    recorded,
+    task_options,
+    tasks_of,
+)
+from limbeck.tasks.classifiers import load_classifier
+from limbeck.tasks.classify import Classification
 from limbeck.tasks.contract import AnyTask, Column, Picture, judgement, student_of
 from limbeck.tasks.digit_features import DigitFeatures, digit_split, load_digit_features, load_digits
 from limbeck.tasks.features import image_features, whitened
@@ -45,6 +57,7 @@ __all__ = [
     "TASKS",
     "WINGS",
     "AnyTask",
+    "Classification",
     "Column",
     "DigitFeatures",
     "Evaluator",
@@ -64,6 +77,7 @@ __all__ = [
     "image_features",
     "imported",
     "judgement",
+    "load_classifier",
     "load_digit_features",
     "load_digits",
     "load_pictures",
@@ -75,5 +89,6 @@ __all__ = [
     "scored",
     "student_of",
     "task_options",
+    "tasks_of",
     "whitened",
 ]

@@ -1,7 +1,6 @@
 """What tasks may be told: each task's module declares its OPTIONS, and these are what the command line and Python offer."""
 
-import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -16,8 +15,14 @@ TASKS = {
     "ring": "limbeck.tasks.ring:ring",
     "own": "limbeck.tasks.own:own_task_from_options",
     "diffusers": "limbeck.tasks.diffusers:diffusers_task_from_options",
+    "classify": "limbeck.tasks.classify:classify",
+    "symbols": "limbeck.tasks.symbols:symbols",
 }
-WINGS: dict[str, tuple[str, ...]] = {"generators": tuple(TASKS)}
+WINGS: dict[str, tuple[str, ...]] = {
+    "generators": ("digits", "photos", "prompts", "ring", "own", "diffusers"),
+    "recognition": ("classify",),
+    "sequences": ("symbols",),
+}
 """The tasks of each wing of methods that has any; the first is meant where none is named."""
 
 
@@ -33,39 +38,45 @@ def module_of(name: str) -> Any:
     return import_module(TASKS[name].partition(":")[0])
 
 
-def task_options(wing: str | None = None) -> dict[str, dict[str, Any]]:
-    """By task (of a wing, None: all), the fields of what it declares as OPTIONS, by name; tasks that declare nothing are left out."""
-    found = {name: getattr(module_of(name), "OPTIONS", None) for name in TASKS if wing in (None, wing_of(name))}
+def tasks_of(wing: str, fits: Collection[str] = ()) -> list[str]:
+    """The tasks of a wing, in order; those alone that are in ``fits``, where it names any."""
+    return [task for task in TASKS if wing_of(task) == wing and (not fits or task in fits)]
+
+
+def task_options(wing: str | None = None, fits: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """By task (of a wing, see :func:`tasks_of`; None: all), the fields of what it declares as OPTIONS, by name; tasks that
+    declare nothing are left out."""
+    tasks = list(TASKS) if wing is None else tasks_of(wing, fits)
+    found = {name: getattr(module_of(name), "OPTIONS", None) for name in tasks}
     return {name: {f.name: f for f in fields(options)} for name, options in found.items() if options is not None}
 
 
-def given_names(more: Mapping[str, Any]) -> list[str]:
-    """Which of these keywords are options of a task: those declared, and the further keywords of `own_task` and `diffusers_task`."""
-    known = {name for options in task_options().values() for name in options}
-    return [name for name in more if name in known | _further()]
+def given_names(more: Mapping[str, Any], wing: str, fits: Collection[str] = ()) -> list[str]:
+    """Which of these keywords are options of a task of the wing: those declared, and those for objects in memory."""
+    known = {name for options in _known(wing, fits).values() for name in options}
+    return [name for name in more if name in known]
 
 
-def _further() -> set[str]:
-    """Keywords that no command line has, for objects in memory."""
-    from limbeck.tasks.own import own_task
+def _known(wing: str, fits: Collection[str]) -> dict[str, dict[str, Any]]:
+    """:func:`task_options` with the keywords that no command line has: what a task's module lists as FURTHER."""
+    return {
+        task: {**options, **dict.fromkeys(getattr(module_of(task), "FURTHER", ()))}
+        for task, options in task_options(wing, fits).items()
+    }
 
-    return set(inspect.signature(own_task).parameters) - {"device", "dtype", "quiet"}
 
+def chosen_task(name: str | None, given: Iterable[str], wing: str = "generators", fits: Collection[str] = ()) -> str:
+    """The wing's task that is meant: the one named, or the first that takes all options given. ``fits``: see :func:`tasks_of`.
 
-def chosen_task(name: str | None, given: Iterable[str], wing: str = "generators") -> str:
-    """The wing's task that is meant: the one named, or the first that takes all options given.
-
-    Raises LimbeckError where it takes not all of them, and for a task of another wing.
+    Raises LimbeckError where it takes not all of them, and for a task of another wing, or one that does not fit the method.
     """
-    given, known = list(given), task_options(wing)
-    if "own" in known:
-        known["own"] = {**known["own"], **dict.fromkeys(_further())}
+    given, known, tasks = list(given), _known(wing, fits), tasks_of(wing, fits)
     if name is None:
-        fitting = [task for task in TASKS if wing_of(task) == wing and set(given) <= set(known.get(task, {}))]
+        fitting = [task for task in tasks if set(given) <= set(known.get(task, {}))]
         return fitting[0] if fitting else _refused(given, known)
-    if name not in TASKS or wing_of(name) != wing:
-        own = [task for task in TASKS if wing_of(task) == wing]
-        raise unknown("task" if name not in TASKS else f"task for methods of the wing {wing}", name, own)
+    if name not in tasks:
+        of = "this method" if fits else f"methods of the wing {wing}"
+        raise unknown("task" if name not in TASKS else f"task for {of}", name, tasks)
     if strange := [option for option in given if option not in known.get(name, {})]:
         raise LimbeckError(
             f"the task {name} does not take {_flag(strange[0])}; that is for the task {_takers(strange[0], known)}: choose it with "

@@ -126,17 +126,9 @@ def _array(file: Path, size: tuple[int, int] | None) -> np.ndarray:
 def load_tensors(file: Path) -> tuple[Tensor, Tensor | None]:
     """(images, labels or None) in a file: one array, or arrays named "images" (or "arr_0") and "labels" (or "arr_1").
 
-    Raises LimbeckError for another kind of file, a damaged one, and what `as_images` and `as_labels` refuse.
+    Raises LimbeckError for what `read_arrays`, `as_images` and `as_labels` refuse.
     """
-    if file.suffix not in TENSORS:
-        raise LimbeckError(f"{file} is no file of tensors that Limbeck reads ({', '.join(TENSORS)}); pictures go into a folder")
-    try:
-        found = _read(file)
-    except Exception as error:  # each library has its own for a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LimbeckError(
-            f"{file} cannot be read ({reason}); save plain arrays or tensors, Limbeck opens no pickles"
-        ) from None
+    found = read_arrays(file)
     if not isinstance(found, Mapping):
         return as_images(found, str(file)), None
     images = found.get("images", found.get("arr_0"))
@@ -146,6 +138,22 @@ def load_tensors(file: Path) -> tuple[Tensor, Tensor | None]:
         raise LimbeckError(f'{file} holds {", ".join(map(str, found))}; name the images "images" and their classes "labels"')
     images, labels = as_images(images, str(file)), found.get("labels", found.get("arr_1"))
     return images, None if labels is None else as_labels(labels, len(images), str(file))
+
+
+def read_arrays(file: Path) -> Any:
+    """The array of a file .npy, .npz, .pt or .safetensors, or its arrays by name.
+
+    Raises LimbeckError for another kind of file, and a damaged one.
+    """
+    if file.suffix not in TENSORS:
+        raise LimbeckError(f"{file} is no file of tensors that Limbeck reads ({', '.join(TENSORS)}); pictures go into a folder")
+    try:
+        return _read(file)
+    except Exception as error:  # each library has its own for a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LimbeckError(
+            f"{file} cannot be read ({reason}); save plain arrays or tensors, Limbeck opens no pickles"
+        ) from None
 
 
 def _read(file: Path) -> Any:

@@ -1,5 +1,6 @@
 """A person's own teacher and pictures as a task; see `own_task`."""
 
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def own_task(
         raise LimbeckError(
             "a teacher without data: give --data (data=): the figures need real images, also where the method does not"
         )
-    pictures = _pictures(data, labels, image_size)
+    pictures = given_pictures(data, labels, image_size)
     images, number_type = pictures.images, getattr(torch, dtype)
     if len(images) < 2:
         raise LimbeckError("one image is no data set; give at least two, better some hundred")
@@ -150,6 +151,8 @@ class OwnOptions:
 
 
 OPTIONS = OwnOptions
+# keywords that no command line has, for objects in memory
+FURTHER = tuple(name for name in inspect.signature(own_task).parameters if name not in ("device", "dtype", "quiet"))
 
 
 def own_task_from_options(teacher: Any = None, data: Any = None, **options: Any) -> Task:
@@ -158,7 +161,11 @@ def own_task_from_options(teacher: Any = None, data: Any = None, **options: Any)
     return own_task(teacher, data, **options)
 
 
-def _pictures(data: Any, labels: Any, image_size: int | None) -> Pictures:
+def given_pictures(data: Any, labels: Any, image_size: int | None) -> Pictures:
+    """A person's pictures: a path (`load_pictures`), or a tensor (`as_images`) with its labels.
+
+    Raises LimbeckError for what these refuse, and for a size or labels where they are not wanted.
+    """
     if isinstance(data, (str, Path)):
         found = load_pictures(data, image_size)
     elif image_size is not None:

@@ -125,7 +125,7 @@ def input_names(module: Unrolled) -> list[str]:
 
 
 @torch.no_grad()
-def exported(module: Unrolled, inputs: tuple[Tensor, ...]) -> Any:
+def exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     """The torch.export program, for a batch of any size (of up to 63 with the U-Nets of diffusers). Raises LimbeckError where the
     network cannot be traced."""
     try:
@@ -139,7 +139,7 @@ def exported(module: Unrolled, inputs: tuple[Tensor, ...]) -> Any:
         raise _untraceable(module, error) from error
 
 
-def _traced(module: Unrolled, inputs: tuple[Tensor, ...], most: int | None) -> Any:
+def _traced(module: nn.Module, inputs: tuple[Tensor, ...], most: int | None) -> Any:
     size = torch.export.Dim("batch", min=1, max=most)
     more = [tuple({0: size} for _ in inputs[1:])] if len(inputs) > 1 else []  # none given, none described
     with warnings.catch_warnings():
@@ -147,14 +147,15 @@ def _traced(module: Unrolled, inputs: tuple[Tensor, ...], most: int | None) -> A
         return torch.export.export(module, inputs, dynamic_shapes=({0: size}, *more))
 
 
-def _untraceable(module: Unrolled, error: Exception) -> LimbeckError:
+def _untraceable(module: nn.Module, error: Exception) -> LimbeckError:
+    network = module.networks[0] if isinstance(module, Unrolled) else module
     return LimbeckError(
-        f"torch.export cannot trace the {type(module.networks[0]).__name__}: {str(error).splitlines()[0][:200]}; export the weights "
+        f"torch.export cannot trace the {type(network).__name__}: {str(error).splitlines()[0][:200]}; export the weights "
         "(student.safetensors in the run) instead"
     )
 
 
-def write_program(path: Path, module: Unrolled, inputs: tuple[Tensor, ...]) -> None:
+def write_program(path: Path, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     """Write PATH.pt2, and compare it with the student on another batch size. Raises LimbeckError where they differ."""
     program = exported(module, inputs)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,22 +164,23 @@ def write_program(path: Path, module: Unrolled, inputs: tuple[Tensor, ...]) -> N
     _compare(path, module(*fewer), torch.export.load(path).module()(*fewer))
 
 
-def write_onnx(path: Path, module: Unrolled, inputs: tuple[Tensor, ...]) -> None:
-    """Write PATH.onnx (opset 20), and compare it with the student in onnxruntime on another batch size. Raises LimbeckError."""
+def write_onnx(path: Path, module: nn.Module, inputs: tuple[Tensor, ...], names: Sequence[str], output: str = "x") -> None:
+    """Write PATH.onnx (opset 20), and compare it with the student in onnxruntime on another batch size. ``names``: of the inputs.
+
+    Raises LimbeckError where they differ, or where a package is missing."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401
     except ImportError:
         raise missing_extra("onnx", "ONNX needs onnx, onnxscript and onnxruntime") from None
-    names = input_names(module)
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             exported(module, inputs),
             inputs,
-            input_names=names,
-            output_names=["x"],
+            input_names=list(names),
+            output_names=[output],
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
@@ -196,7 +198,8 @@ def _compare(path: Path, ours: Tensor, theirs: Tensor) -> None:
     if not worst <= 1e-4 * max(1.0, float(ours.detach().abs().max())):
         path.unlink()
         raise LimbeckError(
-            f"the program in {path} differs from the student by {worst:.1e}; it was removed. Export with `--to diffusers`"
+            f"the program in {path} differs from the student by {worst:.1e}; it was removed; "
+            "take the weights instead, student.safetensors in the run"
         )
 
 

@@ -1,1 +1,1 @@
-"""Recognition: classifiers that learn from classifiers. Rooms hold no task; train them with limbeck.training.Loop."""
+"""Recognition: classifiers that learn from classifiers. Their task is `limbeck.tasks.Classification`."""

@@ -1,12 +1,21 @@
 """What methods on classifiers share: their logits, the labels of a batch, and a mean over it that micro-batches do not change."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError
+from limbeck.tasks import Classification
 from limbeck.training import Batch
+
+
+def classification(task: Any, method: str) -> Classification:
+    """The task. Raises LimbeckError where it is one of another wing."""
+    if not isinstance(task, Classification):
+        raise LimbeckError(f"{method} distils classifiers, and {task.name} is no such task; see limbeck.tasks.classify")
+    return task
 
 
 def logits_of(module: nn.Module, x: Tensor) -> Tensor:

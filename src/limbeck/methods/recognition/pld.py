@@ -22,7 +22,7 @@ usual rate in LAMB's place (5e-3). Unverified: the authors' code. Mixed labels a
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ from limbeck.losses import (
     ranking_weights,
     teacher_ranking,
 )
-from limbeck.methods.recognition.classifiers import check_apart, counts, labelled, logits_of, whole_mean
+from limbeck.methods.recognition.classifiers import check_apart, classification, counts, labelled, logits_of, whole_mean
 from limbeck.training import Batch, EmaOptions, Method, OptimizerOptions, Role, Step, Total, Update
 
 Logs = dict[str, Tensor | float]
@@ -106,6 +106,12 @@ class PLD(Method):
             self.roles = {"student": Role(student, options.student, options.ema)}
         self._low, self._spoken = 0, False
         self._picks: list[float] = []
+
+    @classmethod
+    def on(cls, task: Any, options: PLDOptions, seed: int) -> "PLD":
+        """A student of the seed and the teacher's logits, which are asked for once: the images are not augmented."""
+        task = classification(task, "pld")
+        return cls(task.logits, task.new_student(seed), options)
 
     def step(self, batch: Batch) -> Step:
         x, y = labelled(batch)

@@ -29,13 +29,13 @@ ridge regression (arXiv 2602.17565) and Gaussian processes (arXiv 2304.02641).
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError
-from limbeck.methods.recognition.classifiers import check_apart, labelled, logits_of
+from limbeck.methods.recognition.classifiers import check_apart, classification, labelled, logits_of
 from limbeck.methods.recognition.self_distillation.kernel import KernelSelfDistiller, rbf_kernel
 from limbeck.methods.recognition.self_distillation.mixing import estimate_alpha, mix_targets, one_hot
 from limbeck.training import Batch, Method, OptimizerOptions, Role, Step, Update
@@ -103,6 +103,21 @@ class SelfDistillation(Method):
         if teacher is not None:
             check_apart(teacher, self.student)
             self.roles["teacher"] = Role(teacher)
+
+    @classmethod
+    def on(cls, task: Any, options: SelfDistillationOptions, seed: int) -> "SelfDistillation":
+        """Rounds of the task's students, (7); its teacher teaches none of them, and is there to be compared with.
+
+        (1) to (5) are solved at once and need no loop: :class:`KernelSelfDistiller`.
+        """
+        factory = classification(task, "self-distillation").factory
+        with torch.random.fork_rng(devices=[]):
+            if factory() is factory():
+                raise LimbeckError(
+                    "self-distillation begins every round with new weights, and the student is one model: name a class or a "
+                    "function that makes new ones (--student-network MODULE:NAME, student_network=)"
+                )
+        return cls(factory, options, seed)
 
     def step(self, batch: Batch) -> Step:
         o = self.options
