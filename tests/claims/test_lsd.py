@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from limbeck.claims.sequences.exact import chain, fitted, guarded, lowest, plain
+from limbeck.claims.sequences.exact import fitted, guarded, lowest, plain
 from limbeck.claims.sequences.lsd import CLAIM, judge
 from limbeck.samplers.discrete import Uniform
+from limbeck.tasks.symbols import chain
 
 
 @torch.no_grad()

@@ -149,11 +149,14 @@ class Still(torch.optim.Optimizer):
 
     def __init__(self, trained: Trained, kind: str):
         super().__init__(trained.params, {"fused": True})
-        for p in trained.params:
-            self.state[p] = _state(kind, p)
+        self.params, self.kind = trained.params, kind
+        self.step()
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Nothing."""
+        """Nothing, but for the state where it was forgotten."""
+        for p in self.params:
+            if p not in self.state:
+                self.state[p] = _state(self.kind, p)
 
 
 def _state(kind: str, p: Tensor) -> dict[str, Tensor]:

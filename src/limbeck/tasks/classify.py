@@ -1,6 +1,6 @@
 """Images and their classes: a small classifier learns from a larger one, or from itself. Digits, or a person's own pictures.
 
-Digits: every fifth of each class judges; a teacher is trained on the 1,433 others (cached), students learn from 150 of these.
+Digits: every fifth of each class judges; a teacher is trained on the 1,442 others (cached), students learn from 150 of these.
 """
 
 import copy
@@ -95,10 +95,16 @@ class Classification:
         return {"error": 1 - figures["accuracy"], **{n: v for n, v in figures.items() if n == "kendall"}}
 
     def judged(self, method: Any) -> dict[str, Any]:
-        """Teacher, where there is one, and student."""
+        """Teacher, where there is one, the round before, where there are rounds, and student."""
         student, rows = student_of(method), dict[str, Figures]()
+        notes = [f"Learned from {self.source.size} images of {len(self.classes)} classes."]
         if self.judged_logits is not None:
             rows["teacher"] = {**self.figures(self.judged_logits), **_costs(self.teacher, self.images)}
+        if "teacher" in method.roles:  # a round taught itself; PLD has logits in the teacher's place
+            before = method.roles["teacher"].module
+            rows["round before"] = {**self.figures(answers(before, self.images)), **_costs(before, self.images)}
+            notes.append("The round before is what the student learned from, beside the labels.")
+            notes += ["The teacher taught neither: it is there to be compared with."] * ("teacher" in rows)
         rows["student"] = {**self.figures(answers(student, self.images)), **_costs(student, self.images)}
         columns = {n: column for n, column in COLUMNS.items() if any(n in row for row in rows.values())}
         headline = f"{rows['student']['accuracy']:.1%} of {len(self.images)} images held out are right"
@@ -106,7 +112,7 @@ class Classification:
             headline += f"; the teacher's {rows['teacher']['accuracy']:.1%}"
             if share := rows["teacher"].get("parameters"):
                 headline += f", with {share / rows['student']['parameters']:.1f} times the parameters"
-        return judgement(rows, columns, headline, [f"Learned from {self.source.size} images of {len(self.classes)} classes."])
+        return judgement(rows, columns, headline, notes)
 
     def figures(self, logits: Tensor) -> Figures:
         """Of logits (N, C) of the images held out; agreement and Kendall's tau where there is a teacher."""

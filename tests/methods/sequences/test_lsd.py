@@ -250,7 +250,7 @@ def test_the_score_never_moves(tiny):
     try:
         again = type(method)(method.parts, method.options)
         assert not any(p.requires_grad for p in network.parameters()) and not again.roles["score"].trained
-        assert [n for n, r in again.roles.items() if r.trained] == ["sampler"]
+        assert [n for n, r in again.roles.items() if r.trained] == ["student"]
     finally:
         del method.parts.score.extra
 
@@ -283,5 +283,5 @@ def test_it_is_listed_and_has_no_task_yet():
 def test_presets():
     assert PRESETS["recommended"].objective == "same_state" and PRESETS["recommended"].guard
     paper = PRESETS["paper-openwebtext-plus"]
-    assert (paper.iterations, paper.batch, paper.teacher_steps, paper.perturb, paper.sampler.lr) == (16, 1, 256, 0.05, 1e-2)
+    assert (paper.iterations, paper.batch, paper.teacher_steps, paper.perturb, paper.student.lr) == (16, 1, 256, 0.05, 1e-2)
     assert dataclasses.replace(paper, learn_times=False) == PRESETS["paper-openwebtext"]

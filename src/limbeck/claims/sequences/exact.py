@@ -7,26 +7,12 @@ from torch import Tensor
 
 from limbeck.methods.sequences.lsd import log_of
 from limbeck.samplers.discrete import (
-    Absorbing,
     Enumerated,
     LearnedSteps,
-    Linear,
-    LogLinear,
-    Uniform,
-    chain_law,
-    cyclic_chain,
-    sequences,
     teacher_times,
 )
 
 LOW, HIGH = 0.05, 4.0  # where Phi is searched
-INITIAL = (0.4, 0.3, 0.2, 0.1)
-
-
-def chain(graph: Uniform | Absorbing, length: int, stick: float = 0.85) -> Enumerated:
-    """A cyclic Markov chain of four symbols: linear noise 1e-4 + 5 t on the uniform graph, log-linear on the absorbing one."""
-    law = chain_law(sequences(4, length), torch.tensor(INITIAL, dtype=torch.float64), cyclic_chain(4, stick))
-    return Enumerated(graph, Linear() if graph.mask is None else LogLinear(), law, length)
 
 
 def plain(world: Enumerated, steps: int, param: str | None = None) -> LearnedSteps:

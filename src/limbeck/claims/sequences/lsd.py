@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from limbeck.claims.claim import Check, Claim, Figures, at_least, at_most, medians
-from limbeck.claims.sequences.exact import chain, fitted, guarded, kl_of_scaled, oracle, plain
+from limbeck.claims.sequences.exact import fitted, guarded, kl_of_scaled, oracle, plain
 from limbeck.methods.sequences.lsd import LSD, LSDOptions, Parts
 from limbeck.samplers.discrete import (
     Absorbing,
@@ -31,12 +31,13 @@ from limbeck.samplers.discrete import (
     generator_uniforms,
     unigram_entropy,
 )
+from limbeck.tasks.symbols import chain
 from limbeck.training import Loop, LoopOptions, OptimizerOptions, TensorSource
 
 FINE = 256  # steps of the teacher where all is exact
 DRAWN = LSDOptions(
     iterations=40, batch=64, steps=4, teacher_steps=32, held_out=512,
-    sampler=OptimizerOptions(lr=0.05, betas=(0.9, 0.99), decay="cosine"),
+    student=OptimizerOptions(lr=0.05, betas=(0.9, 0.99), decay="cosine"),
 )  # fmt: skip
 VOCAB, LENGTH, JUDGED = 16, 32, 1024
 

@@ -28,7 +28,7 @@ import itertools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,7 @@ from limbeck.samplers.discrete import (
     teacher_times,
     walk,
 )
+from limbeck.tasks.symbols import Symbols
 from limbeck.training import Batch, Keyed, Method, OptimizerOptions, Role, Total, Update
 from limbeck.training import Step as Iteration
 
@@ -81,7 +82,7 @@ class LSDOptions:
     """After the last iteration, (8)."""
     held_out: int = 512
     """Sequences that the guard draws."""
-    sampler: OptimizerOptions = OptimizerOptions(lr=0.05, betas=(0.9, 0.99), decay="cosine")
+    student: OptimizerOptions = OptimizerOptions(lr=0.05, betas=(0.9, 0.99), decay="cosine")
     """How Phi and theta are trained."""
 
     def __post_init__(self):
@@ -101,7 +102,7 @@ _PAPER = LSDOptions(
     objective="paper",
     param="score",
     guard=False,
-    sampler=OptimizerOptions(lr=1e-2, betas=(0.9, 0.999)),
+    student=OptimizerOptions(lr=1e-2, betas=(0.9, 0.999)),
 )
 PRESETS = {
     "recommended": LSDOptions(),
@@ -122,7 +123,7 @@ class Parts:
 
 
 class LSD(Method):
-    """See the module. Roles: ``score``, frozen, and ``sampler``, the :class:`LearnedSteps`. The data are not read."""
+    """See the module. Roles: ``score``, frozen, and ``student``, the :class:`LearnedSteps`. The data are not read."""
 
     def __init__(self, parts: Parts, options: LSDOptions = PRESETS["recommended"]):
         self.parts, self.options = parts, options
@@ -140,10 +141,17 @@ class LSD(Method):
         self.learned = LearnedSteps(  # (1) and (2)
             parts.graph, parts.schedule, options.steps, options.end, options.kernel, options.param, free
         )
-        self.roles = {"score": Role(parts.score), "sampler": Role(self.learned, options.sampler)}
+        self.roles = {"score": Role(parts.score), "student": Role(self.learned, options.student)}
         self.gains: Tensor | None = None
         """What the guard measured (M, 2): mean gain in log p_k per sequence, and its standard error."""
         self._seed, self._device = 0, torch.device("cpu")
+
+    @classmethod
+    def on(cls, task: Any, options: LSDOptions, seed: int) -> "LSD":
+        """On the task symbols: its score, graph, schedule and length. The seed is the loop's alone: Phi begins at 1."""
+        if not isinstance(task, Symbols):
+            raise LimbeckError(f"lsd distils samplers of symbols, and {task.name} is no such task; see limbeck.tasks.symbols")
+        return cls(Parts(task.score, task.graph, task.schedule, task.length), options)
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -162,12 +170,12 @@ class LSD(Method):
         lengths = self.learns_times(noise.step)
         if options.objective == "same_state" and not lengths:
             loss = torch.stack([self.same_state(s, k, noise) for k, s in enumerate(student)]).sum()
-            yield Update("sampler", loss, self.logs())
+            yield Update("student", loss, self.logs())
             return
         pairs = list(zip(student, self.teacher(x_T, jumps), strict=True))
         if lengths:
             loss = torch.stack([self.length(k, *pair) for k, pair in enumerate(pairs)]).sum()
-            yield Update("sampler", loss, self.logs())
+            yield Update("student", loss, self.logs())
         elif options.objective == "mean":
             here = torch.stack([self.scaled(s).sum() for s, _ in pairs])
             there = torch.stack([t.first.sum() for _, t in pairs])
@@ -176,10 +184,10 @@ class LSD(Method):
             ratio = totals[0] / totals[1]  # (4): the whole batch's; the loop weighs this micro-batch by its share
             slope = 2 * (ratio - 1) / totals[1] * totals[2] / batch.size
             loss = (slope * (here - here.detach())).sum() + ((ratio - 1) ** 2).sum()
-            yield Update("sampler", loss, self.logs())
+            yield Update("student", loss, self.logs())
         else:
             loss = torch.stack([self.trajectory(*pair) for pair in pairs]).sum()
-            yield Update("sampler", loss, self.logs())
+            yield Update("student", loss, self.logs())
 
     def start(self, noise: Keyed) -> Tensor:
         """x_T (B, L)."""
