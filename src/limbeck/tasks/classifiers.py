@@ -1,12 +1,9 @@
-"""Classifiers for tasks: those that a person names, one that is trained on labels and cached, and what they answer."""
+"""Classifiers for tasks: those that a person names, small students, what they answer, and how they are kept."""
 
 import copy
-import inspect
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,61 +12,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from limbeck.errors import LimbeckError
 from limbeck.networks import Classifier
 from limbeck.tasks.folder import TENSORS, read_arrays
 from limbeck.tasks.named import imported, made, said
-from limbeck.tasks.tensor_cache import cached_tensors, digest_of
-from limbeck.training import Batch, Loop, LoopOptions, Method, OptimizerOptions, Role, Step, TensorSource, Update
-
-
-@dataclass(frozen=True)
-class ClassifierTeacherOptions:
-    """How a task trains a classifier on labels."""
-
-    width: int = 32
-    iterations: int = 600
-    batch: int = 64
-    optimizer: OptimizerOptions = OptimizerOptions(
-        lr=3e-3, kind="adamw", betas=(0.9, 0.999), weight_decay=1e-3, decay="cosine", final=0.0
-    )
-    seed: int = 0
-
-
-class _Labels(Method):
-    """Cross-entropy."""
-
-    def __init__(self, network: nn.Module, optimizer: OptimizerOptions):
-        self.network = network
-        self.roles = {"teacher": Role(network, optimizer)}
-
-    def step(self, batch: Batch) -> Step:
-        assert batch.cond is not None and batch.x is not None
-        yield Update("teacher", F.cross_entropy(self.network(batch.x), batch.cond["label"]))
-
-
-def cached_classifier(
-    name: str, x: Tensor, labels: Tensor, classes: int, options: ClassifierTeacherOptions, quiet: bool = False
-) -> tuple[Classifier, dict[str, Any]]:
-    """(a classifier of images x (N, C, H, W), facts): trained once per data and options, then read from the cache."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        network = Classifier(x.shape[1:], classes, options.width)
-
-    def compute() -> Mapping[str, Tensor]:
-        counts = LoopOptions(options.iterations, options.batch, seed=options.seed)
-        loop = Loop(_Labels(network, options.optimizer), TensorSource(x, {"label": labels}), counts, quiet=quiet)
-        loop.train(f"train teacher {name}")
-        return {**network.state_dict(), "seconds": torch.tensor(round(loop.seconds, 1))}
-
-    code = inspect.getsource(sys.modules[__name__]) + inspect.getsource(Classifier)
-    parts: list[str | None] = [digest_of(x, labels), json.dumps(asdict(options)), str(torch.__version__), code]
-    found, origin = cached_tensors(f"classifier-{name}", parts, compute, quiet)
-    seconds = float(found.pop("seconds"))
-    network.load_state_dict(found)
-    return network.eval(), {"origin": "cached" if origin == "cached" else "trained", "seconds": round(seconds, 1)}
 
 
 def given_teacher(teacher: Any, images: Tensor) -> tuple[nn.Module | None, Tensor]:

@@ -1,6 +1,7 @@
 """Images and their classes: a small classifier learns from a larger one, or from itself. Digits, or a person's own pictures.
 
-Digits: every fifth of each class judges; a teacher is trained on the 1,442 others (cached), students learn from 150 of these.
+Digits: the teacher is the library's classifier of 1,437 of them (`DigitFeatures`), students learn from 150 of these, and the 360
+that it has not seen judge both.
 """
 
 import copy
@@ -15,16 +16,14 @@ from torch import Tensor, nn
 from limbeck.errors import LimbeckError
 from limbeck.metrics import kendall_tau
 from limbeck.tasks.classifiers import (
-    ClassifierTeacherOptions,
     answers,
-    cached_classifier,
     given_teacher,
     images_per_second,
     save_classifier,
     student_factory,
 )
 from limbeck.tasks.contract import Column, Figures, Picture, judgement, student_of
-from limbeck.tasks.digit_features import load_digits
+from limbeck.tasks.digit_features import digit_split, load_digit_features, load_digits
 from limbeck.tasks.own import given_pictures
 from limbeck.training import TensorSource
 
@@ -53,7 +52,7 @@ class ClassifyOptions:
     image_size: int | None = None
     """Cut the centre square of every picture and resize it to N x N."""
     held_out: int | None = None
-    """Every so many-th image of a class is judged, not learned from (default: 5)."""
+    """Every so many-th image of a class of your data is judged, not learned from (default: 5)."""
     train_images: int | None = None
     """Students learn from so many of the others (default: all; of digits 150)."""
     wrong_labels: float | None = None
@@ -170,7 +169,7 @@ def classify(
     labels: Any = None,
     *,
     image_size: int | None = None,
-    held_out: int = 5,
+    held_out: int | None = None,
     train_images: int | None = None,
     wrong_labels: float = 0.0,
     device: str = "cpu",
@@ -182,11 +181,14 @@ def classify(
 
     Raises LimbeckError for what it cannot use.
     """
+    facts = {"origin": "given", "reference": "the labels"}
     if data is None:
-        if labels is not None or image_size is not None:
-            raise LimbeckError("labels= and --image-size are for images of your own: give --data (data=) too")
-        x, y = load_digits()
-        names = tuple(map(str, range(10)))
+        if labels is not None or image_size is not None or held_out is not None:
+            raise LimbeckError("labels=, --image-size and --held-out are for images of your own: give --data (data=) too")
+        (x, y), names = load_digits(), tuple(map(str, range(10)))
+        learned, judged = digit_split(y)
+        if teacher is None:
+            teacher, facts["origin"] = load_digit_features(), "of the library"
     else:
         pictures = given_pictures(data, labels, image_size)
         if pictures.labels is None:
@@ -195,14 +197,9 @@ def classify(
                 'file with "images" and "labels", or labels='
             )
         x, y, names = pictures.images, pictures.labels, pictures.classes
+        learned, judged = held_out_rows(y, 5 if held_out is None else held_out)
     x = x.to(getattr(torch, dtype))
-    learned, judged = held_out_rows(y, held_out)
-    placed, facts = x.to(device), {"reference": "the labels"}
-    if teacher is None and data is None:
-        network, more = cached_classifier("digits", x[learned].float(), y[learned], 10, ClassifierTeacherOptions(), quiet)
-        teacher, facts = network, {**facts, **more}
-    elif teacher is not None:
-        facts["origin"] = "given"
+    placed = x.to(device)
     module, logits = (None, None) if teacher is None else given_teacher(teacher, placed)
     if logits is not None and logits.shape[1] != len(names):
         raise LimbeckError(

@@ -75,6 +75,10 @@ class DigitFeatures(nn.Module):
         """The logits (N, 10), float64, of images (N, 1, 8, 8); differentiable in x."""
         return self.head(self.raw_features(x))
 
+    def forward(self, x: Tensor) -> Tensor:
+        """:meth:`logits`: called as a network, it is the classifier."""
+        return self.logits(x)
+
 
 def load_digit_features(file: Path = FEATURES_FILE) -> DigitFeatures:
     """The frozen net, in eval mode on the CPU.

@@ -96,14 +96,9 @@ class LSDOptions:
 
 
 _PAPER = LSDOptions(
-    iterations=16,
-    batch=1,
-    steps=32,
-    objective="paper",
-    param="score",
-    guard=False,
+    iterations=16, batch=1, steps=32, objective="paper", param="score", guard=False,
     student=OptimizerOptions(lr=1e-2, betas=(0.9, 0.999)),
-)
+)  # fmt: skip
 PRESETS = {
     "recommended": LSDOptions(),
     # d, N and the order of LSD+ are unverified; 16 passes of one x_T each, lr and N are the published scripts'
