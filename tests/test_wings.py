@@ -15,7 +15,7 @@ from limbeck.errors import LimbeckError
 from limbeck.methods import METHODS
 from limbeck.report import write_comparison
 from limbeck.runs import open_run
-from limbeck.tasks import TASKS, WINGS, AnyTask, Column, Picture, judgement, student_of
+from limbeck.tasks import TASKS, WINGS, AnyTask, Column, Picture, chosen_task, judgement, student_of
 from limbeck.training import Method, OptimizerOptions, Role, TensorSource, Update
 
 GOAL = torch.tensor([0.5, -0.25, 0.75])
@@ -169,6 +169,19 @@ def test_a_task_object_is_taken_and_the_memory_planned(wing, tmp_path, capsys):
         limbeck.distill(data=GOAL, method="point", task=task, out=tmp_path / "other")
     assert cli.main(["plan", "point", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["roles"][0]["weights"] == 12
+
+
+def test_a_method_may_fit_some_tasks_of_its_wing_alone(wing, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(TASKS, "circle", "point_task:point")
+    monkeypatch.setitem(WINGS, "points", ("circle", "point"))
+    assert METHODS["point"].fits == () and chosen_task(None, [], "points") == "circle"
+    monkeypatch.setitem(METHODS, "point", replace(METHODS["point"], fits=("point",)))
+    done = limbeck.distill(method="point", shift=0.5, out=tmp_path / "run", quiet=True, track=("none",))
+    assert done.config.task == "point" and done.config.task_options == {"shift": 0.5}
+    assert cli.main(["distill", "point", "--task", "circle"]) == 2
+    assert "unknown task for this method 'circle':" in (said := capsys.readouterr().err) and "Allowed: point" in said
+    with pytest.raises(LimbeckError, match="unknown name in options 'shift'"):  # of another wing
+        limbeck.distill(method="dmd", shift=0.5, out=tmp_path / "other")
 
 
 def test_methods_without_tasks_say_how_they_are_trained():

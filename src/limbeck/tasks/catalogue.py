@@ -39,8 +39,9 @@ def module_of(name: str) -> Any:
 
 
 def tasks_of(wing: str, fits: Collection[str] = ()) -> list[str]:
-    """The tasks of a wing, in order; those alone that are in ``fits``, where it names any."""
-    return [task for task in TASKS if wing_of(task) == wing and (not fits or task in fits)]
+    """The tasks of a wing, in its order; those alone that are in ``fits``, where it names any."""
+    tasks = dict.fromkeys([*WINGS.get(wing, ()), *(task for task in TASKS if wing_of(task) == wing)])
+    return [task for task in tasks if not fits or task in fits]
 
 
 def task_options(wing: str | None = None, fits: Collection[str] = ()) -> dict[str, dict[str, Any]]:

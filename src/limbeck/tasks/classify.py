@@ -109,8 +109,8 @@ class Classification:
         headline = f"{rows['student']['accuracy']:.1%} of {len(self.images)} images held out are right"
         if "teacher" in rows:
             headline += f"; the teacher's {rows['teacher']['accuracy']:.1%}"
-            if share := rows["teacher"].get("parameters"):
-                headline += f", with {share / rows['student']['parameters']:.1f} times the parameters"
+            if (share := rows["teacher"].get("parameters", 0) / rows["student"]["parameters"]) > 1:
+                headline += f", with {share:.1f} times the parameters"
         return judgement(rows, columns, headline, notes)
 
     def figures(self, logits: Tensor) -> Figures:

@@ -23,7 +23,7 @@ WORLDS = {"uniform": world(Uniform(3)), "absorbing": world(Absorbing(4))}
 
 
 def make(on="uniform", **options):
-    given = {"iterations": 6, "batch": 16, "steps": 2, "teacher_steps": 8, "held_out": 64, "sampler": ADAM, "perturb": 0.0}
+    given = {"iterations": 6, "batch": 16, "steps": 2, "teacher_steps": 8, "held_out": 64, "student": ADAM, "perturb": 0.0}
     at = WORLDS[on]
     return LSD(Parts(at, at.graph, at.schedule, at.length), LSDOptions(**{**given, **options}))
 

@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 import torch
 
-from limbeck import runs
 from limbeck.errors import LimbeckError
 from limbeck.methods import METHODS, find
 from limbeck.methods.sequences.lsd import PRESETS, LSDOptions
@@ -274,10 +273,8 @@ def test_the_literal_objective_is_warned_of(tiny):
         tiny.make("uniform", objective="paper")
 
 
-def test_it_is_listed_and_has_no_task_yet():
-    assert find("lsd+") is METHODS["lsd"] and METHODS["lsd"].wing == "sequences"
-    with pytest.raises(LimbeckError, match="lsd has no task to distil yet .* `limbeck reproduce lsd`, or from Python"):
-        runs.distill(method="lsd")
+def test_it_is_listed_with_the_task_that_it_fits():
+    assert find("lsd+") is METHODS["lsd"] and METHODS["lsd"].wing == "sequences" and METHODS["lsd"].fits == ("symbols",)
 
 
 def test_presets():
