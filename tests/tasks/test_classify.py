@@ -115,6 +115,7 @@ def test_the_command_line_distils_judges_and_exports(folder, capsys):
     assert cli.main(["report", "run"]) == 0
 
 
+@pytest.mark.slow
 def test_onnx_names_images_and_logits(folder):
     pytest.importorskip("onnxruntime")
     import onnxruntime

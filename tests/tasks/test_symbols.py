@@ -41,7 +41,21 @@ def test_independent_symbols_leave_nothing_to_learn():
 def test_the_command_line_learns_steps_and_keeps_them(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cli, "one_thread", lambda: None)
     run = tmp_path / "run"
-    flags = ["--iterations", "15", "--batch", "32", "--teacher-steps", "8", "--out", str(run), "--quiet", "--track", "none"]
+    flags = [
+        "--iterations",
+        "15",
+        "--batch",
+        "32",
+        "--teacher-steps",
+        "8",
+        "--held-out",
+        "128",
+        "--out",
+        str(run),
+        "--quiet",
+        "--track",
+        "none",
+    ]
     assert cli.main(["distill", "lsd", *flags]) == 0
     assert "nats with 4 learned steps, 1.758 with as many plain ones" in capsys.readouterr().out
     summary = json.loads((run / "summary.json").read_text())
@@ -56,6 +70,10 @@ def test_the_command_line_learns_steps_and_keeps_them(tmp_path, capsys, monkeypa
     assert cli.main(["export", str(run), "--to", "json", str(tmp_path / "steps.json")]) == 0
     assert torch.equal(load_steps(tmp_path / "steps.json").phi, left.phi)
     assert cli.main(["report", str(run)]) == 0 and capsys.readouterr() and "learned steps" in (run / "report.html").read_text()
+
+
+def test_the_memory_of_a_run_is_planned(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "one_thread", lambda: None)
     assert cli.main(["plan", "lsd", "--json", "--steps", "4", "--teacher-steps", "8"]) == 0
     roles = {role["name"]: role for role in json.loads(capsys.readouterr().out)["roles"]}
     assert roles["student"]["weights"] == 2 * 4 * 8
@@ -76,7 +94,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
     monkeypatch.setattr(LSD, "step", step)
     again = limbeck.distill(out=tmp_path / "stopped", learn_times=True, checkpoint_every=3, resume=True, **SHORT)
     assert torch.equal(whole.student.phi, again.student.phi) and torch.equal(whole.student.theta, again.student.theta)
-    assert whole.summary["table"] == again.summary["table"] and float(whole.student.theta.abs().sum()) > 0
+    assert whole.summary["table"] == again.summary["table"] and float(whole.student.theta.detach().abs().sum()) > 0
 
 
 @pytest.mark.parametrize("objective", ["same_state", "mean"])
