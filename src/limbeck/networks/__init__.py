@@ -21,6 +21,7 @@ from limbeck.networks.contract import Condition, Network
 from limbeck.networks.counted import Counted, counted
 from limbeck.networks.dit import DiT
 from limbeck.networks.forward_mode import ForwardMode, attend_forward_mode, dual_attention
+from limbeck.networks.graph import GraphNetwork, perceptron
 from limbeck.networks.heads import ChannelMean, Heads, feature_shapes
 from limbeck.networks.mlp import ResidualMLP
 from limbeck.networks.negative import Negative, negative_prompt
@@ -60,6 +61,7 @@ __all__ = [
     "DiT",
     "FeatureTap",
     "ForwardMode",
+    "GraphNetwork",
     "Heads",
     "LabelEmbedding",
     "LowRank",
@@ -88,5 +90,6 @@ __all__ = [
     "masked",
     "merged",
     "negative_prompt",
+    "perceptron",
     "sinusoids",
 ]
