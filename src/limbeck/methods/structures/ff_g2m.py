@@ -38,7 +38,6 @@ from limbeck.errors import LimbeckError
 from limbeck.losses import check_teacher_logits, high_frequency_loss, low_frequency_loss
 from limbeck.methods.recognition.classifiers import check_apart, logits_of
 from limbeck.networks import perceptron
-from limbeck.spectral import with_loops
 from limbeck.tasks.graphs import Graph, GraphTeacherOptions, mean_confidence, node_logits
 from limbeck.training import Batch, EmaOptions, Method, OptimizerOptions, Role, Step, TensorSource, Update
 
@@ -170,8 +169,11 @@ class FFG2M(Method):
         known[g.train] = g.y[g.train]
         nodes = g.train if self.options.arm == "mlp" else g.seen
         edges = g.edges if self.options.arm in ("ff-g2m", "lfd", "hfd") else g.edges[:, :0]
-        if not edges.shape[1] and self.options.arm in ("ff-g2m", "lfd"):
-            warnings.warn(f"the graph has no edges: arm={self.options.arm!r} is node-wise distillation (glnn)", stacklevel=3)
+        if not edges.shape[1] and self.options.arm in ("ff-g2m", "lfd", "hfd"):
+            warnings.warn(
+                "the graph has no edges: nothing is of high frequency, and low frequency is node-wise distillation (arm='glnn')",
+                stacklevel=3,
+            )
         rows = torch.cat([edges, nodes.expand(2, -1)], 1)
         return rows, torch.where(rows[0] == rows[1], known[rows[0]], UNLABELLED)
 

@@ -34,6 +34,11 @@ def block_model(
         )
     if nodes > MOST_NODES:
         raise LimbeckError(f"nodes={nodes}: every pair is drawn, so at most {MOST_NODES}")
+    val = nodes // 5
+    if labels < 1 or labels * classes + val >= nodes:
+        raise LimbeckError(
+            f"labels={labels} of each of {classes} classes and {val} nodes to choose leave none of {nodes} to judge; at least 1 label"
+        )
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(nodes) % classes
     same = y[:, None] == y
@@ -45,7 +50,6 @@ def block_model(
     edges = drawn.triu(1).nonzero().T
     directions = torch.linalg.qr(torch.randn(features, classes, generator=generator))[0].T
     x = separation * directions[y] + torch.randn(nodes, features, generator=generator)
-    val = nodes // 5
     train, val_rows, test = per_class_split(y, labels, val, nodes - val - labels * classes, seed)
     return graph_of(x=x, edges=undirected(edges, nodes), y=y, train=train, val=val_rows, test=test, name="block model")
 

@@ -44,7 +44,7 @@ class Graph:
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Graph":
         """All tensors there, features in ``dtype``."""
-        parts = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        parts: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **parts | {"x": self.x.to(device, dtype)})
 
     def without_edges_of(self, nodes: Tensor) -> "Graph":
@@ -94,10 +94,12 @@ def graph_of(
     check_edges(edges, len(x))
     if not is_undirected(without_loops(edges), len(x)):
         warnings.warn("the edges are directed; losses and filters are of undirected graphs: both ways are used", stacklevel=2)
-    parts = [_numbers(part, len(x), key) for part, key in ((train, "train"), (val, "val"), (test, "test"))]
-    if not len(parts[0]) or bool((y[parts[0]] < 0).any()):
-        raise LimbeckError(f"{len(parts[0])} nodes are in train: it needs at least one, and each needs its class (0, 1, ...)")
-    return Graph(x, undirected(edges, len(x)), y.long(), *parts, hidden=parts[0][:0], name=name)
+    known, choose, judge = (
+        _numbers(p, len(x), key).to(x.device) for p, key in ((train, "train"), (val, "val"), (test, "test"))
+    )
+    if not len(known) or bool((y[known] < 0).any()):
+        raise LimbeckError(f"{len(known)} nodes are in train: it needs at least one, and each needs its class (0, 1, ...)")
+    return Graph(x, undirected(edges, len(x)), y.long(), known, choose, judge, known[:0], name)
 
 
 def per_class_split(y: Tensor, per_class: int = 20, val: int = 500, test: int = 1000, seed: int = 0) -> tuple[Tensor, ...]:

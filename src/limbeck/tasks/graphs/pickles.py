@@ -111,12 +111,13 @@ def _decoded(value: Any) -> Any:
 
 
 def _array(record: _Array) -> np.ndarray:
-    _, shape, kind, fortran, data = record.state  # type: ignore[misc]
-    name, order = str(kind.arguments[0]), kind.state[1] if kind.state else "<"
-    if name not in KINDS or order not in "<>=|":
+    state: Any = record.state
+    _, shape, kind, fortran, data = state
+    name, order = str(kind.arguments[0]), str(kind.state[1]) if kind.state else "<"
+    if name not in KINDS or order not in ("<", ">", "=", "|"):
         raise ValueError(f"an array of {name[:20]}")
     data = data if isinstance(data, bytes) else data.encode("latin1")
-    array = np.frombuffer(data, np.dtype(name).newbyteorder(order))
+    array = np.frombuffer(data, np.dtype(order + name))
     return array.reshape(tuple(int(n) for n in shape), order="F" if fortran else "C").astype(name)
 
 
