@@ -103,7 +103,7 @@ def test_neighbours_are_scikit_learns():
     [
         (lambda: block_model(homophily=1.2), r"homophily=1.2 must lie in \[0, 1\]"),
         (lambda: block_model(nodes=30_000), "nodes=30000: every pair is drawn, so at most 20000"),
-        (lambda: block_model(nodes=40, degree=20.0), "degree=20 is more than 40 nodes in 4 classes can have"),
+        (lambda: block_model(nodes=40, degree=20.0, labels=2), "degree=20 is more than 40 nodes in 4 classes can have"),
         (lambda: block_model(nodes=100), "labels=20 of each of 4 classes and 20 nodes to choose leave none of 100 to judge"),
         (lambda: nearest_neighbours(torch.zeros(4, 2), 4), "k=4 neighbours: between 1 and 3"),
         (
