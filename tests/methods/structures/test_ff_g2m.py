@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from limbeck.errors import LimbeckError
 from limbeck.methods import METHODS, find
-from limbeck.methods.structures.ff_g2m import FFG2M, PRESETS, TEACHERS, FFG2MOptions, student_of
+from limbeck.methods.structures.ff_g2m import FFG2M, PRESETS, TEACHERS, FFG2MOptions, new_student
 from limbeck.tasks.graphs import Graph, graph_of
 from limbeck.training import Loop, LoopOptions, OptimizerOptions
 from limbeck.training.checkpoints import load
@@ -218,7 +218,7 @@ def test_presets_and_the_table():
     assert (photo.tau, photo.label_weight, photo.student.lr, photo.student.weight_decay) == (1.5, 0.2, 1e-3, 5e-4)
     assert TEACHERS["paper-cora-gat"].dropout == 0.6 and TEACHERS["paper-cora-gat"].choose
     assert PRESETS["paper-pubmed-gcn"].label_weight == 0 and PRESETS["paper-citeseer-sage"].tau == 1.2
-    student = student_of(graph(), cora)
+    student = new_student(graph(), cora)
     assert [tuple(m.weight.shape) for m in student if isinstance(m, nn.Linear)] == [(1024, 5), (1024, 1024), (4, 1024)]
 
 

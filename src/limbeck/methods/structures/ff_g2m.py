@@ -28,7 +28,7 @@ the student's dropout the teacher's and the reverse. Its GAT and SAGE are of ano
 
 import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ from limbeck.errors import LimbeckError
 from limbeck.losses import check_teacher_logits, high_frequency_loss, low_frequency_loss
 from limbeck.methods.recognition.classifiers import check_apart, logits_of
 from limbeck.networks import perceptron
-from limbeck.tasks.graphs import Graph, GraphTeacherOptions, mean_confidence, node_logits
+from limbeck.tasks.graphs import Graph, GraphTask, GraphTeacherOptions, mean_confidence, node_logits
 from limbeck.training import Batch, EmaOptions, Method, OptimizerOptions, Role, Step, TensorSource, Update
 
 ADAM = OptimizerOptions(lr=1e-2, betas=(0.9, 0.999), weight_decay=5e-4)
@@ -63,7 +63,7 @@ class FFG2MOptions:
     teacher_temperature: float = 1.0
     """The teacher's logits are divided by it; below 1 they become surer."""
     layers: int = 2
-    """The student of :func:`student_of`: its layers, their width, dropout between them."""
+    """The student of :func:`new_student`: its layers, their width, dropout between them."""
     hidden: int = 64
     dropout: float = 0.5
 
@@ -98,7 +98,7 @@ for _data, (_layers, _rate, *_per_teacher) in _PAPER.items():
         TEACHERS[f"paper-{_data}-{_kind}"] = GraphTeacherOptions(_kind, _layers, _hidden, _teacher_drop, 4, 500, choose=True)
 
 
-def student_of(graph: Graph, options: FFG2MOptions = PRESETS["recommended"]) -> nn.Sequential:
+def new_student(graph: Graph, options: FFG2MOptions = PRESETS["recommended"]) -> nn.Sequential:
     """A new student for a graph: a perceptron of the options' layers, width and dropout."""
     return perceptron(graph.x.shape[1], options.hidden, graph.classes, options.layers, options.dropout).to(graph.x)
 
@@ -125,15 +125,21 @@ class FFG2M(Method):
         self.rows, self.labels = self._rows()
         self.loops = int((self.rows[0] == self.rows[1]).sum())
         self.edges = self.rows.shape[1] - self.loops
+        self.batch = options.batch or self.rows.shape[1]
 
-    def source(self) -> TensorSource:
+    @classmethod
+    def on(cls, task: Any, options: FFG2MOptions, seed: int) -> "FFG2M":
+        """A new student of the seed on a graph and the logits of its teacher (:func:`limbeck.tasks.graphs.graph_task`)."""
+        if not isinstance(task, GraphTask):
+            raise LimbeckError(
+                f"ff-g2m distils graphs, and {task.name} is none; limbeck.tasks.graphs.graph_task makes a task of one"
+            )
+        torch.manual_seed(seed)
+        return cls(task.logits, new_student(task.graph, options), task.graph, options)
+
+    def source(self, given: Any = None) -> TensorSource:
         """The data of the loop: a row is an edge (src, dst) or a loop, with its node's label where that is known."""
         return TensorSource(None, {"src": self.rows[0], "dst": self.rows[1], "label": self.labels})
-
-    @property
-    def batch(self) -> int:
-        """Rows of an iteration, for the loop's options."""
-        return self.options.batch or self.rows.shape[1]
 
     def step(self, batch: Batch) -> Step:
         if batch.cond is None or "src" not in batch.cond or batch.source.size != self.rows.shape[1]:
@@ -213,4 +219,4 @@ def _check_hidden(graph: Graph) -> None:
 
 
 METHOD, OPTIONS = FFG2M, FFG2MOptions
-__all__ = ["FFG2M", "PRESETS", "TEACHERS", "FFG2MOptions", "student_of"]
+__all__ = ["FFG2M", "PRESETS", "TEACHERS", "FFG2MOptions", "new_student"]
