@@ -36,7 +36,7 @@ from limbeck.tasks.graphs import (
 )
 from limbeck.training import Loop, LoopOptions
 
-OPTIONS = FFG2MOptions(hidden=128)
+OPTIONS, TEACHER = FFG2MOptions(hidden=128), GraphTeacherOptions()
 ARMS = ("mlp", "glnn", "lfd", "hfd", "ff-g2m")
 REQUEST, ROUNDS = 10, 200
 
@@ -58,7 +58,7 @@ def compared(
     name: str, graph: Graph, seed: int, options: FFG2MOptions, arms: Sequence[str]
 ) -> tuple[Figures, GraphNetwork, nn.Module]:
     """(figures of all arms, the teacher, the last arm's student) on one graph."""
-    teacher = train_teacher(graph, GraphTeacherOptions(seed=seed))
+    teacher = train_teacher(graph, replace(TEACHER, seed=seed))
     h = node_logits(teacher, graph)
     energy = dirichlet_energy(h - h.mean(0), graph.edges).sum() / (h - h.mean(0)).square().sum()
     found: Figures = {"gcn": accuracy(h, graph, graph.test), "confidence": mean_confidence(h), "high share": float(energy) / 2}
@@ -108,7 +108,7 @@ def controls(graph: Graph, logits: Tensor, seed: int) -> Figures:
 def hidden_figures(graph: Graph, seed: int) -> Figures:
     """Accuracies on nodes that training did not see; the teacher then has their edges, the students their features alone."""
     part = graph.inductive(seed=seed)
-    teacher = train_teacher(part, GraphTeacherOptions(seed=seed))
+    teacher = train_teacher(part, replace(TEACHER, seed=seed))
     logits = node_logits(teacher, part)
     found = {"hidden gcn": accuracy(node_logits(teacher, graph), graph, part.hidden)}
     for arm in ("mlp", "glnn", "ff-g2m"):
