@@ -108,4 +108,4 @@ def test_the_graph_network_that_is_timed_answers_as_the_whole_one(model):
 
 
 def test_the_calibration_is_recorded():
-    assert "5 seeds" in CLAIM.calibration
+    assert "8 seeds" in CLAIM.calibration

@@ -2,12 +2,15 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch_geometric.nn  # noqa: F401  (takes seconds, here and not in the first test)
 from torch import nn
+from torch_geometric.data import Data
 
 import limbeck
 from limbeck import cli
@@ -134,6 +137,19 @@ def test_tasks_have_their_graphs(tmp_path):
 def test_what_cannot_be_made(make, message):
     with pytest.raises(LimbeckError, match=message):
         make()
+
+
+def test_the_page_on_graphs_runs(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[3] / "docs" / "graphs.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    g = small()
+    data = Data(x=g.x, edge_index=g.edges, y=g.y)
+    for name in ("train", "val", "test"):
+        data[f"{name}_mask"] = torch.zeros(240, dtype=torch.bool).index_fill(0, getattr(g, name), True)
+    names = {"data": data, "teacher": Mixed()}
+    exec(code.replace("iterations=200", "iterations=5, quiet=True, track=('none',)"), names)
+    assert names["run"].student(g.x).shape == (240, 4) and names["run"].config.options["hidden"] == 128
 
 
 def test_another_wings_task_is_refused():
