@@ -123,8 +123,7 @@ class FFG2M(Method):
         self.logits = None if teacher is None else self._checked(teacher)
         self.roles = {"student": Role(student, options.student, options.ema)}
         self.rows, self.labels = self._rows()
-        self.loops = int((self.rows[0] == self.rows[1]).sum())
-        self.edges = self.rows.shape[1] - self.loops
+        self.edges, self.labelled = int((self.rows[0] != self.rows[1]).sum()), int((self.labels != UNLABELLED).sum())
         self.batch = options.batch or self.rows.shape[1]
 
     @classmethod
@@ -150,7 +149,7 @@ class FFG2M(Method):
         i, j = place.chunk(2)
         known, loop = label != UNLABELLED, src == dst
         self._check_classes(z, label)
-        labelled = self._mean(F.cross_entropy(z[i[known]], label[known], reduction="none"), batch, len(self.graph.train))  # (4)
+        labelled = self._mean(F.cross_entropy(z[i[known]], label[known], reduction="none"), batch, self.labelled)  # (4)
         if o.arm == "mlp" or self.logits is None:
             yield Update("student", labelled)
             return
