@@ -72,10 +72,12 @@ def _colours(mesh: Mesh, fragments: Fragments, colour: Colour | None) -> Tensor:
         points = (weights * mesh.corners[faces]).sum(1)
         found = colour(points)
         if found.shape != points.shape:
-            raise LimbeckError(f"a colour field gave {tuple(found.shape)} for points {tuple(points.shape)}: give (N, 3) for (N, 3)")
+            raise LimbeckError(
+                f"a colour field gave {tuple(found.shape)} for points {tuple(points.shape)}: give (N, 3) for (N, 3)"
+            )
         if not bool(((found >= 0) & (found <= 1)).all()):
             raise LimbeckError(
-                f"a colour field gave values from {float(found.min()):g} to {float(found.max()):g}: colours lie in [0, 1], end "
+                f"a colour field gave values from {float(found.detach().min()):g} to {float(found.detach().max()):g}: colours lie in [0, 1], end "
                 "with a sigmoid"
             )
     elif mesh.texture is not None and mesh.uv is not None:

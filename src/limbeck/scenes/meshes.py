@@ -34,12 +34,12 @@ class Mesh(NamedTuple):
 
 
 class Edges(NamedTuple):
-    """E edges: ``vertices`` (E, 2), the smaller first; ``count`` (E,) of faces that share each; ``faces`` (E, 2), two of them, and
+    """E edges: ``vertices`` (E, 2), the smaller first; ``sharing`` (E,), how many faces have each; ``faces`` (E, 2), two of them, and
     ``opposite`` (E, 2), their third vertices. Where only one face has the edge, it stands there twice.
     """
 
     vertices: Tensor
-    count: Tensor
+    sharing: Tensor
     faces: Tensor
     opposite: Tensor
 
@@ -72,7 +72,7 @@ def check_mesh(mesh: Mesh) -> None:
             which = int((~x.isfinite()).reshape(len(x), -1).any(1).nonzero()[0])
             raise LimbeckError(f"row {which} of the mesh's {name} is not finite: lower the learning rate, or drop it first")
         if name in ("colours", "texture") and x is not None and not bool(((x >= 0) & (x <= 1)).all()):
-            raise LimbeckError(f"{name} from {float(x.min()):g} to {float(x.max()):g}: colours of a mesh lie in [0, 1]")
+            raise LimbeckError(f"{name} from {float(x.detach().min()):g} to {float(x.detach().max()):g}: colours of a mesh lie in [0, 1]")
 
 
 def face_vectors(mesh: Mesh) -> Tensor:
@@ -129,13 +129,13 @@ def is_watertight(mesh: Mesh) -> bool:
     size = int(faces.max()) + 1
     there = torch.unique(half[:, 0] * size + half[:, 1])
     back = torch.unique(half[:, 1] * size + half[:, 0])
-    return bool((edges(faces).count == 2).all()) and torch.equal(there, back)
+    return bool((edges(faces).sharing == 2).all()) and torch.equal(there, back)
 
 
 def boundary(mesh: Mesh) -> Tensor:
     """(E, 2): the edges that lie in one face only, along which the mesh is open."""
     found = edges(mesh.faces)
-    return found.vertices[found.count == 1]
+    return found.vertices[found.sharing == 1]
 
 
 def euler_characteristic(mesh: Mesh) -> int:
@@ -169,7 +169,7 @@ def normal_consistency(mesh: Mesh) -> Tensor:
     """mean over edges of 1 - n_f . n_g, in [0, 2], of the two faces' normals; 0 for a plane, ()."""
     found = edges(mesh.faces)
     normals = face_normals(mesh)
-    pairs = found.faces[found.count == 2]
+    pairs = found.faces[found.sharing == 2]
     n, m = normals[pairs[:, 0]], normals[pairs[:, 1]]
     proper = (n.detach().abs().sum(1) > 0) & (m.detach().abs().sum(1) > 0)
     return (1 - (n * m).sum(1))[proper].sum() / proper.sum().clamp(min=1)

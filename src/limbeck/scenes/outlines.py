@@ -12,13 +12,12 @@ from torch import Tensor
 from limbeck.errors import LimbeckError
 from limbeck.scenes.cameras import Cameras
 from limbeck.scenes.meshes import Edges, edges
-from limbeck.scenes.rasterise import ANYWHERE, Fragments, boxes, crossing, in_cameras, least, pixels_in, rays
+from limbeck.scenes.rasterise import ANYWHERE, Fragments, blocks, boxes, crossing, in_cameras, least, pixels_in, rays
 
 SOFTNESS = 0.25  # pixels: at the outline as steep as the share of a pixel that a straight edge leaves
 REACH = 20.0  # in units of the softness: beyond it opacity is 0 or 1 to 2e-9
 PIECE = 0.5  # pixels: pieces of an edge that are on the outline or not, as their middles are
 BEYOND = 1e-3  # pixels: how far outside an edge another face is looked for
-MAX_TESTS = 2**22  # of a piece and a face's box at once
 
 
 def soft_outlines(
@@ -59,7 +58,7 @@ def _soften(
     edge, start, end = edge[piece], start[piece], end[piece]
     a, b = shared.vertices[edge].unbind(1)
     width = size[0]
-    q = torch.stack([pixel % width + 0.5, torch.div(pixel, width, rounding_mode="floor") + 0.5], 1)
+    q = torch.stack([pixel % width, torch.div(pixel, width, rounding_mode="floor")], 1).to(points) + 0.5
     t, nearest = _project(q, points[a], points[b], start, end)
     distance = (q - nearest).norm(dim=1)
     inside = covered[pixel]
@@ -91,7 +90,7 @@ def _outline(
     sides = (local[shared.opposite] * across[:, None]).sum(-1)
     length = (points[b] - points[a]).norm(dim=1)
     contour = (local[:, 2][shared.vertices] > near).all(1) & (length > BEYOND * BEYOND)
-    contour &= ((shared.count != 2) | (sides.prod(1) >= 0)) & (sides.abs().amax(1) > 0)
+    contour &= ((shared.sharing != 2) | (sides.prod(1) >= 0)) & (sides.abs().amax(1) > 0)
     which = contour.nonzero()[:, 0]
     pieces = (length[which] / PIECE).ceil().clamp(1, 4096).long()
     edge = which.repeat_interleave(pieces)
@@ -110,16 +109,17 @@ def _outline(
 def _covered(points: Tensor, corners: Tensor, lens: tuple[Tensor, Tensor], near: float) -> Tensor:
     """Whether points (M, 2) of the image show any of (F, 3, 3) triangles, (M,)."""
     low, high = boxes(corners, *lens, near)
+    x, order = points[:, 0].contiguous().sort()  # a box has a row of them in this order
+    first = torch.searchsorted(x, low[:, 0].contiguous())
+    count = torch.searchsorted(x, high[:, 0].contiguous(), right=True) - first
     found = torch.zeros(len(points), dtype=torch.bool, device=points.device)
-    rows = max(1, MAX_TESTS // len(corners))
-    for begin in range(0, len(points), rows):
-        part = points[begin : begin + rows]
-        near_to = torch.ones(len(part), len(corners), dtype=torch.bool, device=points.device)
-        for i in (0, 1):
-            near_to &= (part[:, None, i] >= low[:, i]) & (part[:, None, i] <= high[:, i])
-        point, face = near_to.nonzero(as_tuple=True)
-        depth = crossing(corners[face], rays(part[point, 0], part[point, 1], *lens), near)
-        found[begin + point[depth.isfinite()]] = True
+    for face, place in blocks(count):
+        point = order[first[face] + place]
+        y = points[point, 1]
+        near_to = ((y >= low[face, 1]) & (y <= high[face, 1])).nonzero()[:, 0]
+        face, point = face[near_to], point[near_to]
+        depth = crossing(corners[face], rays(points[point, 0], points[point, 1], *lens), near)
+        found[point[depth.isfinite()]] = True
     return found
 
 
@@ -133,7 +133,7 @@ def _nearest(ends: Tensor, start: Tensor, end: Tensor, size: tuple[int, int], re
     which = torch.full((width * height,), -1, device=a.device)
     low, high = torch.minimum(first, last) - reach, torch.maximum(first, last) + reach
     for piece, x, y in pixels_in(low, high, width, height):
-        q = torch.stack([x + 0.5, y + 0.5], 1).to(a)
+        q = torch.stack([x, y], 1).to(a) + 0.5
         _, nearest = _project(q, a[piece], b[piece], start[piece], end[piece])
         best, which = least(best, which, y * width + x, (q - nearest).norm(dim=1), piece)
     pixel = (best <= reach).nonzero()[:, 0]

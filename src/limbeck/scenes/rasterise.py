@@ -23,6 +23,7 @@ from limbeck.scenes.compositing import interval, within
 MAX_PAIRS = 2**19  # pairs of a triangle and a pixel of its box at once, about 200 bytes each
 NOBODY = 2**62
 ANYWHERE = 1e9  # pixels
+ROUNDING = 1e-14  # relative, of an edge function in float64: some fifty units in the last place
 SLACK = 1e-6  # pixels: boxes are this much larger, so that rounding loses no pixel
 
 
@@ -64,7 +65,9 @@ def rasterise(vertices: Tensor, faces: Tensor, cameras: Cameras, near: float = 0
         x, y = seen % W + 0.5, torch.div(seen, W, rounding_mode="floor") + 0.5
         w, depth = _meet(corners[face[seen]], rays(x, y, focal, centre))
         weights = local.new_zeros(H * W, 3).index_put((seen,), w / w.sum(1, keepdim=True))
-        found.append((face.reshape(H, W), weights.reshape(H, W, 3), local.new_zeros(H * W).index_put((seen,), depth).reshape(H, W)))
+        found.append(
+            (face.reshape(H, W), weights.reshape(H, W, 3), local.new_zeros(H * W).index_put((seen,), depth).reshape(H, W))
+        )
     face, weights, depth = (torch.stack(parts) for parts in zip(*found, strict=True))
     return Fragments(face, weights.to(vertices.dtype), depth.to(vertices.dtype))
 
@@ -75,7 +78,9 @@ def interpolate(fragments: Fragments, faces: Tensor, values: Tensor) -> Tensor:
     Values of each corner of each face (F, 3, C) are ``values.flatten(0, 1)`` with faces ``arange(3 F).reshape(F, 3)``.
     """
     if values.ndim != 2 or len(faces) == 0 or int(faces.max()) >= len(values):
-        raise LimbeckError(f"values {tuple(values.shape)} for faces {tuple(faces.shape)}: expected (V, C), a row for each vertex")
+        raise LimbeckError(
+            f"values {tuple(values.shape)} for faces {tuple(faces.shape)}: expected (V, C), a row for each vertex"
+        )
     seen = fragments.covered.nonzero(as_tuple=True)
     at = (fragments.weights[seen][..., None] * values[faces[fragments.face[seen]]]).sum(1)
     return at.new_zeros(*fragments.face.shape, values.shape[1]).index_put(seen, at)
@@ -89,22 +94,28 @@ def in_cameras(vertices: Tensor, cameras: Cameras) -> Tensor:
 
 def rays(x: Tensor, y: Tensor, focal: Tensor, centre: Tensor) -> Tensor:
     """(P, 3), depth 1, through points of the image in pixels."""
-    u, v = (x - centre[0]) / focal[0], (y - centre[1]) / focal[1]
+    u, v = (x.to(focal.dtype) - centre[0]) / focal[0], (y.to(focal.dtype) - centre[1]) / focal[1]
     return torch.stack([u, v, torch.ones_like(u)], 1)
 
 
-def _meet(corners: Tensor, rays: Tensor) -> tuple[Tensor, Tensor]:
+def _meet(corners: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
     """(w (P, 3), depth (P,)) of one triangle (P, 3, 3) and one ray (P, 3) each."""
-    planes = torch.linalg.cross(corners.roll(-1, 1), corners.roll(-2, 1))
-    w = (planes * rays[:, None]).sum(-1)
+    p, q = corners.roll(-1, 1), corners.roll(-2, 1)
+    planes = torch.linalg.cross(p, q)
+    w = (planes * directions[:, None]).sum(-1)
     return w, (corners[:, 0] * planes[:, 0]).sum(-1) / w.sum(-1)
 
 
 def crossing(corners: Tensor, directions: Tensor, near: float) -> Tensor:
-    """(P,): the depth where a ray (P, 3) meets its triangle (P, 3, 3) or its edge, inf where it does not beyond ``near``."""
+    """(P,): the depth where a ray (P, 3) meets its triangle (P, 3, 3) or its edge, inf where it does not beyond ``near``.
+
+    An edge is as wide as rounding is, so that no ray falls between two triangles; one that is seen edge-on is not met.
+    """
     w, depth = _meet(corners, directions)
+    length = corners.norm(dim=-1)
+    doubt = ROUNDING * length.roll(-1, 1) * length.roll(-2, 1) * directions.norm(dim=-1, keepdim=True)
     total = w.sum(1)
-    inside = (w * total.sign()[:, None] >= 0).all(1) & (total != 0) & (depth > near)
+    inside = (w * total.sign()[:, None] >= -doubt).all(1) & (total.abs() > doubt.sum(1)) & (depth > near)
     return torch.where(inside, depth, torch.inf)
 
 
@@ -128,14 +139,18 @@ def pixels_in(
     middle, reach = (low + high) / 2, (high - low) / 2 + SLACK
     left, columns = interval(middle[:, 0], reach[:, 0], width)
     top, rows = interval(middle[:, 1], reach[:, 1], height)
-    count = columns * rows
+    for box, place in blocks(columns * rows, max_pairs):
+        yield box, left[box] + place % columns[box], top[box] + torch.div(place, columns[box], rounding_mode="floor")
+
+
+def blocks(count: Tensor, most: int = MAX_PAIRS) -> Iterator[tuple[Tensor, Tensor]]:
+    """(owner, place), each (P,): 0, 1, .. count_i - 1 for each i of (N,), in blocks of owners with about ``most`` together."""
     used = count.nonzero()[:, 0]
-    block = torch.div(count[used].cumsum(0) - count[used], max_pairs, rounding_mode="floor")
+    block = torch.div(count[used].cumsum(0) - count[used], most, rounding_mode="floor")
     for part in used.split(torch.bincount(block).tolist()):
         many = count[part]
         owner = torch.repeat_interleave(many)
-        box, place = part[owner], within(many, owner)
-        yield box, left[box] + place % columns[box], top[box] + torch.div(place, columns[box], rounding_mode="floor")
+        yield part[owner], within(many, owner)
 
 
 @torch.no_grad()

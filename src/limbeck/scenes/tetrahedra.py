@@ -104,21 +104,20 @@ def marching_tetrahedra(vertices: Tensor, tetrahedra: Tensor, s: Tensor) -> Mesh
     if not bool(s.isfinite().all()):
         raise LimbeckError(f"the field is not finite at vertex {int((~s.isfinite()).nonzero()[0])}: lower the learning rate")
     inside = s > 0
-    corners = inside[tetrahedra]
-    case = (corners * torch.tensor([1, 2, 4, 8], device=s.device)).sum(1)
+    case = sum((inside[tetrahedra[:, i]].byte() << i for i in range(4)), torch.zeros_like(tetrahedra[:, 0], dtype=torch.uint8))
     cut = ((case > 0) & (case < 15)).nonzero()[:, 0]
     if len(cut) == 0:
         raise LimbeckError(
-            f"there is no surface: the field lies in [{float(s.min()):.4g}, {float(s.max()):.4g}] and changes its sign across no "
+            f"there is no surface: the field lies in [{float(s.detach().min()):.4g}, {float(s.detach().max()):.4g}] and changes its sign across no "
             "tetrahedron; choose another threshold, or begin with a larger shape"
         )
     ends = tetrahedra[cut][:, torch.tensor(EDGES, device=s.device)].sort(-1).values
-    keys, where = torch.unique(ends[..., 0] * len(vertices) + ends[..., 1], return_inverse=True)
+    crossed = (inside[ends[..., 0]] != inside[ends[..., 1]]).nonzero(as_tuple=True)
+    keys, number = torch.unique((ends[..., 0] * len(vertices) + ends[..., 1])[crossed], return_inverse=True)
+    vertex = torch.full_like(ends[..., 0], -1).index_put(crossed, number)
+    triangles = CASES.to(s.device)[case[cut].long()].flatten(1)
+    faces = vertex.gather(1, triangles.clamp(min=0)).reshape(-1, 3)[triangles.reshape(-1, 3)[:, 0] >= 0]
     a, b = torch.div(keys, len(vertices), rounding_mode="floor"), keys % len(vertices)
-    triangles = CASES.to(s.device)[case[cut]].reshape(len(cut), 6)
-    faces = where.gather(1, triangles.clamp(min=0)).reshape(-1, 3)[triangles.reshape(-1, 3)[:, 0] >= 0]
-    used, faces = torch.unique(faces, return_inverse=True)  # the edges that are crossed, and no others
-    a, b = a[used], b[used]
     sa, sb = s[a, None], s[b, None]
     return Mesh((vertices[a] * sb - vertices[b] * sa) / (sb - sa), faces)
 

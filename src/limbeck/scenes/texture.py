@@ -31,7 +31,9 @@ def baked(mesh: Mesh, colour: Callable[[Tensor], Tensor], size: int = 1024) -> M
         raise LimbeckError(f"size={size} is too small for {N} faces: a texture of them needs {LEAST_CELL * n} pixels or more")
     like = mesh.vertices.detach()
     faces = torch.arange(N, device=like.device)
-    corner = torch.stack([torch.div(faces, 2, rounding_mode="floor") % n, torch.div(faces, 2 * n, rounding_mode="floor")], 1) * cell
+    corner = (
+        torch.stack([torch.div(faces, 2, rounding_mode="floor") % n, torch.div(faces, 2 * n, rounding_mode="floor")], 1) * cell
+    )
     local = like.new_tensor([[0.5, 0.5], [cell - 2.5, 0.5], [0.5, cell - 2.5]])
     local = torch.where(faces[:, None, None] % 2 == 0, local, cell - local)
     pixels = corner[:, None] + local  # x to the right, y downwards
