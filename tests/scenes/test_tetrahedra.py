@@ -24,7 +24,9 @@ def test_the_grid_fills_its_box():
     grid = tet_grid((2, 3, 4), (0.0, -1.0, 0.0), (1.0, 2.0, 2.0), torch.float64)
     a, b, c, d = grid.vertices[grid.tetrahedra].unbind(1)
     volumes = torch.linalg.det(torch.stack([b - a, c - a, d - a], 1)) / 6
-    torch.testing.assert_close(volumes, torch.full((6 * 24,), 0.25 / 6, dtype=torch.float64))  # all positive, and together the box
+    torch.testing.assert_close(
+        volumes, torch.full((6 * 24,), 0.25 / 6, dtype=torch.float64)
+    )  # all positive, and together the box
     assert grid.vertices.shape == (3 * 4 * 5, 3) and grid.spacing.tolist() == [0.5, 1.0, 0.5]
     assert int((~grid.border).sum()) == 1 * 2 * 3
     sides = torch.cat([grid.tetrahedra[:, [j for j in range(4) if j != i]] for i in range(4)]).sort(1).values
@@ -126,7 +128,9 @@ def test_a_density_becomes_a_clamped_field():
     assert torch.equal(surface.sdf, (density(surface.vertices) - 2.5).clamp(-1, 1))
     radius = math.sqrt(0.1 * math.log(10))
     assert float(volume(surface()).detach()) == pytest.approx(4 / 3 * math.pi * radius**3, rel=0.05)
-    with pytest.raises(LimbeckError, match=r"threshold=30 leaves nothing: the density lies in \[.*, 25\]; choose a threshold between"):
+    with pytest.raises(
+        LimbeckError, match=r"threshold=30 leaves nothing: the density lies in \[.*, 25\]; choose a threshold between"
+    ):
         DMTet.from_density(density, 30.0, 8)
 
 
@@ -169,7 +173,10 @@ def test_the_largest_part_of_a_field():
         (lambda: tet_grid(1), "cells=1, .*: a grid of tetrahedra needs 2 cells or more"),
         (lambda: tet_grid(4, (0.0, 0.0, 0.0), (1.0, 0.0, 1.0)), "needs 2 cells or more and low < high along each axis"),
         (lambda: DMTet(torch.zeros(10), 4), r"a field of shape \(10,\): a grid of resolution 4 has 125 vertices"),
-        (lambda: DMTet(-torch.ones(125), 4)(), r"there is no surface: the field lies in \[-1, -1\] and changes its sign across no"),
+        (
+            lambda: DMTet(-torch.ones(125), 4)(),
+            r"there is no surface: the field lies in \[-1, -1\] and changes its sign across no",
+        ),
         (lambda: DMTet(torch.full((125,), math.nan), 4)(), "the field is not finite at vertex 0: lower the learning rate"),
         (lambda: marching_tetrahedra(torch.zeros(4, 3), torch.tensor([[0, 1, 2, 3]]), torch.zeros(5)), r"expected \(4,\)"),
         (lambda: mesh_from_field(torch.zeros(2, 5, 5)), r"values of shape \(2, 5, 5\): a field needs \(X, Y, Z\) nodes"),

@@ -50,7 +50,7 @@ def load_mesh(path: Path | str) -> Mesh:
     if not path.is_file():
         raise LimbeckError(f"{path} is not there: give the path of an OBJ, GLB or PLY file")
     try:
-        found = trimesh.load_mesh(path, process=False, maintain_order=True)
+        found = trimesh.load_mesh(path, process=False)
         vertices = torch.from_numpy(np.array(found.vertices, dtype=np.float32))
         faces = torch.from_numpy(np.array(found.faces, dtype=np.int64))
     except Exception as error:  # whatever its readers stumble over

@@ -72,7 +72,9 @@ def check_mesh(mesh: Mesh) -> None:
             which = int((~x.isfinite()).reshape(len(x), -1).any(1).nonzero()[0])
             raise LimbeckError(f"row {which} of the mesh's {name} is not finite: lower the learning rate, or drop it first")
         if name in ("colours", "texture") and x is not None and not bool(((x >= 0) & (x <= 1)).all()):
-            raise LimbeckError(f"{name} from {float(x.detach().min()):g} to {float(x.detach().max()):g}: colours of a mesh lie in [0, 1]")
+            raise LimbeckError(
+                f"{name} from {float(x.detach().min()):g} to {float(x.detach().max()):g}: colours of a mesh lie in [0, 1]"
+            )
 
 
 def face_vectors(mesh: Mesh) -> Tensor:
