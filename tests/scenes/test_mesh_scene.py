@@ -12,6 +12,8 @@ from limbeck.scenes import (
     DMTet,
     Mesh,
     MeshScene,
+    Scene,
+    Seen,
     load_mesh,
     mesh_from_field,
     orbit,
@@ -88,6 +90,7 @@ def test_normals_of_a_sphere():
 def test_gradients_reach_field_grid_and_colour():
     scene = MeshScene(DMTet.from_distance(lambda p: p.norm(dim=1) - 0.6, 8), ColourGrid(8))
     view = scene(cameras(16, torch.float32), 0.2)
+    assert isinstance(scene, Scene) and isinstance(view, Seen)
     assert view.rgb.dtype == torch.float32 and view.rgb.shape == (3, 3, 16, 16)
     (view.rgb.sum() + view.normal[:, 0].square().sum()).backward()
     for name, parameter in scene.named_parameters():
@@ -141,7 +144,7 @@ def head_density(points):
 def test_from_a_density_to_a_closed_mesh_in_a_file(tmp_path):
     """The stages of ProlificDreamer: a field's density, a tenth of 25 as the threshold, DMTet on 32 cells, OBJ."""
     scene = MeshScene(DMTet.from_density(head_density, 2.5, 32), None)
-    save_mesh(tmp_path / "head.obj", scene.mesh())
+    save_mesh(tmp_path / "head.obj", scene.detached())
     trimesh = pytest.importorskip("trimesh")
     found = trimesh.load_mesh(tmp_path / "head.obj", process=False)
     assert found.is_watertight and found.is_winding_consistent and found.body_count == 1

@@ -38,9 +38,8 @@ def test_the_grid_fills_its_box():
 def test_a_linear_field_gives_its_plane_in_every_case():
     g = torch.Generator().manual_seed(0)
     seen = set()
-    for order in list(permutations(range(4)))[:24]:
+    for order in permutations(range(4)):
         vertices = torch.randn(4, 3, generator=g, dtype=torch.float64)
-        a, b, c, d = vertices
         tetrahedron = torch.tensor([[*order]])
         if float(torch.linalg.det(torch.stack([x - vertices[order[0]] for x in vertices[list(order[1:])]]))) < 0:
             tetrahedron = tetrahedron[:, [0, 1, 3, 2]]

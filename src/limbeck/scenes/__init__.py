@@ -17,6 +17,7 @@ from limbeck.scenes.mesh_scene import ColourGrid, MeshRendered, MeshScene, rende
 from limbeck.scenes.meshes import Mesh, check_mesh, is_watertight, laplacian, largest_component, normal_consistency
 from limbeck.scenes.outlines import soft_outlines
 from limbeck.scenes.rasterise import Fragments, interpolate, rasterise
+from limbeck.scenes.scene import Scene, Seen, SplatScene
 from limbeck.scenes.splats import Splats, ball, check_splats, splats_from_points
 from limbeck.scenes.splatting import Rendered, project, render
 from limbeck.scenes.tetrahedra import DMTet, TetGrid, marching_tetrahedra, mesh_from_field, tet_grid
@@ -39,7 +40,10 @@ __all__ = [
     "MeshScene",
     "PerpNeg",
     "Rendered",
+    "Scene",
     "ScreenGradients",
+    "Seen",
+    "SplatScene",
     "Splats",
     "TetGrid",
     "angles",

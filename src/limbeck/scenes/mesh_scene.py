@@ -77,8 +77,8 @@ def _colours(mesh: Mesh, fragments: Fragments, colour: Colour | None) -> Tensor:
             )
         if not bool(((found >= 0) & (found <= 1)).all()):
             raise LimbeckError(
-                f"a colour field gave values from {float(found.detach().min()):g} to {float(found.detach().max()):g}: colours lie in [0, 1], end "
-                "with a sigmoid"
+                f"a colour field gave values from {float(found.detach().min()):g} to {float(found.detach().max()):g}: colours lie "
+                "in [0, 1], end with a sigmoid"
             )
     elif mesh.texture is not None and mesh.uv is not None:
         found = sample_texture(mesh.texture, (weights * mesh.uv[faces]).sum(1))
@@ -124,7 +124,7 @@ class MeshScene(nn.Module):
         return render_mesh(self.surface(), cameras, background, self.colour, self.softness)
 
     @torch.no_grad()
-    def mesh(self) -> Mesh:
-        """The surface as it is, with the colours of its vertices, as files take it."""
+    def detached(self) -> Mesh:
+        """The surface as it is, with the colours of its vertices, to be written or drawn."""
         mesh: Mesh = self.surface()
         return mesh if self.colour is None else mesh._replace(colours=self.colour(mesh.vertices).to(mesh.vertices.dtype))

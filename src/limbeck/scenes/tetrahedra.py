@@ -107,8 +107,9 @@ def marching_tetrahedra(vertices: Tensor, tetrahedra: Tensor, s: Tensor) -> Mesh
     case = sum((inside[tetrahedra[:, i]].byte() << i for i in range(4)), torch.zeros_like(tetrahedra[:, 0], dtype=torch.uint8))
     cut = ((case > 0) & (case < 15)).nonzero()[:, 0]
     if len(cut) == 0:
+        low, high = s.detach().min(), s.detach().max()
         raise LimbeckError(
-            f"there is no surface: the field lies in [{float(s.detach().min()):.4g}, {float(s.detach().max()):.4g}] and changes its sign across no "
+            f"there is no surface: the field lies in [{float(low):.4g}, {float(high):.4g}] and changes its sign across no "
             "tetrahedron; choose another threshold, or begin with a larger shape"
         )
     ends = tetrahedra[cut][:, torch.tensor(EDGES, device=s.device)].sort(-1).values
