@@ -180,16 +180,18 @@ class DMTet(nn.Module):
         threshold: float,
         resolution: int = 32,
         radius: float = 1.0,
+        limit: float = 1.0,
         dtype: torch.dtype = torch.float32,
     ) -> "DMTet":
-        """Around density > threshold, with the field clamp(density - threshold, -1, 1); ``density`` (V,) of points (V, 3).
+        """Around density > threshold, with the field clamp(density - threshold, -limit, limit); ``density`` (V,) of points (V, 3).
 
-        ProlificDreamer takes a tenth of a density of 25 for the threshold. Raises LimbeckError where no surface is inside the box.
+        ProlificDreamer takes a tenth of a density of 25 for the threshold, and the limit 1: where the density is steep the surface
+        then begins with steps as large as cells. Raises LimbeckError where no surface is inside the box.
         """
         points = tet_grid(resolution, (-radius,) * 3, (radius,) * 3, dtype).vertices
         with torch.no_grad():
             found = density(points).reshape(-1)
-        scene = cls((found - threshold).clamp(-1, 1).to(dtype), resolution, radius)
+        scene = cls((found - threshold).clamp(-limit, limit).to(dtype), resolution, radius)
         if not bool((scene.sdf[~scene.border.to(scene.sdf.device)] > 0).any()):
             raise LimbeckError(
                 f"threshold={threshold:g} leaves nothing: the density lies in [{float(found.min()):.4g}, {float(found.max()):.4g}]; "
