@@ -150,20 +150,22 @@ def head_density(points):
     return 25 * torch.sigmoid(-outside_head(points) / 0.03)
 
 
-def difference(surface):
+def difference(surface, extent=None):
     """(mean difference in opacity, mean difference in depth well inside) to rays traced at the head's ellipsoids."""
     views = turntable(3, 15.0, distance=2.5, fovy=40.0, width=40, height=40)
     with torch.no_grad():
-        found, truth = MeshScene(surface)(views, 1.0), render_head(Head(), views, samples=5)
-    cosine = -(views.rays()[1] * views.c2w[:, None, None, :3, 2]).sum(-1)[:, None]  # of a distance along a ray to depth
+        found, truth = MeshScene(surface, extent=extent)(views, 1.0), render_head(Head(), views, extent, samples=5)
+    directions = (views.rays() if extent is None else views.parallel_rays(extent))[1]
+    cosine = -(directions * views.c2w[:, None, None, :3, 2]).sum(-1)[:, None]  # of a distance along a ray to depth
     inside = (found.opacity > 0.999) & (truth.opacity > 0.999)
     depth = (found.depth - truth.depth * cosine).abs()[inside].mean()
     return float((found.opacity - truth.opacity).abs().mean()), float(depth)
 
 
 def test_the_head_as_rays_see_it():
-    opacity, depth = difference(DMTet.from_distance(outside_head, 40))
-    assert opacity < 0.01 and depth < 0.003
+    for extent in (None, 1.8):
+        opacity, depth = difference(DMTet.from_distance(outside_head, 40), extent)
+        assert opacity < 0.01 and depth < 0.003
     # of a steep density only what is not clamped knows where in a cell the border is
     unclamped, clamped = (difference(DMTet.from_density(head_density, 12.5, 32, limit=x)) for x in (12.5, 1.0))
     assert unclamped[0] < 0.5 * clamped[0] and unclamped[1] < 0.3 * clamped[1]

@@ -97,6 +97,25 @@ def test_gradients_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(pictures, (vertices,), eps=1e-7, rtol=1e-4, atol=1e-5)
 
 
+def test_outlines_in_parallel_rays():
+    vertices, faces = quads((0.0, -0.31, -0.52, 0.44, 0.23), (0.4, 0.2, -0.2, 0.7, 0.15))
+    found = rasterise(vertices, faces, CAMERA, extent=2.0)  # pixels are 1/8 of a unit at any depth
+    opacity, found = soft_outlines(found, vertices, faces, CAMERA, 0.5, extent=2.0)
+    distance = to_rectangles((8 - 2.48, 8 - 1.84, 8 + 3.52, 8 + 4.16), (8 + 1.6, 8 - 1.2, 8 + 5.6, 8 + 1.6))
+    near = distance.abs() < 5
+    assert float((0.5 * torch.logit(opacity[0, 0]) - distance)[near].abs().max()) <= PIECE / 2
+    torch.testing.assert_close(
+        found.depth, 2 - interpolate(found, faces, vertices)[..., 0] * found.covered - 2 * ~found.covered
+    )
+    g = torch.Generator().manual_seed(0)
+    vertices = (vertices + 0.05 * torch.randn(vertices.shape, generator=g, dtype=torch.float64)).requires_grad_()
+
+    def total(vertices):
+        return soft_outlines(rasterise(vertices, faces, CAMERA, extent=2.0), vertices, faces, CAMERA, 0.5, extent=2.0)[0].sum()
+
+    assert torch.autograd.gradcheck(total, (vertices,), eps=1e-7, rtol=1e-4, atol=1e-5)
+
+
 def test_growth_adds_the_area_of_a_rim():
     size = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     vertices, faces = quads((0.0, -0.31, -0.52, 0.44, 0.23))

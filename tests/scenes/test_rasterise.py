@@ -42,6 +42,18 @@ def test_every_pixel_shows_what_its_ray_meets(distance):
     assert bool((found.depth[~seen] == 0).all()) and bool((found.weights[~seen] == 0).all())
 
 
+@pytest.mark.parametrize("distance", [4.0, 0.5])
+def test_parallel_rays(distance):
+    vertices, faces = soup(seed=3)
+    cameras = orbit(torch.tensor([10.0, 130.0, -100.0]).double(), 15.0, distance, 60.0, width=21, height=18)
+    face, depth, weights = cast(vertices[faces], *cameras.parallel_rays(3.0), 0.05)
+    found = rasterise(vertices, faces, cameras, near=0.05, extent=3.0)
+    assert torch.equal(found.face, face) and 300 < int(found.covered.sum()) < 3 * 21 * 18
+    seen = found.covered
+    torch.testing.assert_close(found.depth[seen], depth[seen], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.weights[seen], weights[seen], rtol=1e-8, atol=1e-8)
+
+
 def test_what_is_interpolated_is_right_in_perspective():
     vertices, faces = soup(seed=1)
     cameras = orbit(torch.tensor([40.0]).double(), -10.0, 2.5, 50.0, width=24, height=24)
@@ -137,6 +149,7 @@ def test_nothing_to_see():
         (lambda v, f, c: rasterise(v[:, :2], f, c), r"vertices \(4, 2\) and faces \(2, 3\): expected \(V, 3\) and \(F, 3\)"),
         (lambda v, f, c: rasterise(v * math.nan, f, c), "vertex 0 is not finite: lower the learning rate"),
         (lambda v, f, c: rasterise(v, f, c, near=0.0), "near=0 and max_pairs=.*: both must be positive"),
+        (lambda v, f, c: rasterise(v, f, c, extent=-1.0), "extent=-1: the height of an orthographic image must be positive"),
         (lambda v, f, c: interpolate(rasterise(v, f, c), f, v[:3]), r"values \(3, 3\) for faces \(2, 3\): expected \(V, C\)"),
     ],
 )

@@ -27,7 +27,7 @@ def test_the_grid_fills_its_box():
     torch.testing.assert_close(
         volumes, torch.full((6 * 24,), 0.25 / 6, dtype=torch.float64)
     )  # all positive, and together the box
-    assert grid.vertices.shape == (3 * 4 * 5, 3) and grid.spacing.tolist() == [0.5, 1.0, 0.5]
+    assert grid.vertices.shape == (3 * 4 * 5, 3)
     assert int((~grid.border).sum()) == 1 * 2 * 3
     sides = torch.cat([grid.tetrahedra[:, [j for j in range(4) if j != i]] for i in range(4)]).sort(1).values
     found, count = torch.unique(sides, dim=0, return_counts=True)

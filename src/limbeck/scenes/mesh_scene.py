@@ -43,17 +43,19 @@ def render_mesh(
     colour: Colour | None = None,
     softness: float = SOFTNESS,
     near: float = 0.01,
+    extent: float | None = None,
 ) -> MeshRendered:
     """The mesh seen by B cameras, differentiable in vertices and colours.
 
     ``background``: a number, (3,), (B, 3) or (B, 3, H, W); ``colour``: of points of the surface, by default the mesh's texture, or
-    its vertices' colours, or else grey; ``softness`` of the outline in pixels, 0 for a hard one without gradient.
+    its vertices' colours, or else grey; ``softness`` of the outline in pixels, 0 for a hard one without gradient; ``near`` and
+    ``extent`` as in :func:`limbeck.scenes.rasterise`.
     """
     check_mesh(mesh)
-    fragments = rasterise(mesh.vertices, mesh.faces, cameras, near)
+    fragments = rasterise(mesh.vertices, mesh.faces, cameras, near, extent)
     opacity = fragments.covered[:, None].to(mesh.vertices.dtype)
     if softness != 0:
-        opacity, fragments = soft_outlines(fragments, mesh.vertices, mesh.faces, cameras, softness, near)
+        opacity, fragments = soft_outlines(fragments, mesh.vertices, mesh.faces, cameras, softness, near, extent)
     normal = F.normalize(interpolate(fragments, mesh.faces, vertex_normals(mesh)), dim=-1).movedim(-1, 1)
     rgb = _colours(mesh, fragments, colour).movedim(-1, 1)
     return MeshRendered(
@@ -111,17 +113,19 @@ class ColourGrid(nn.Module):
 
 class MeshScene(nn.Module):
     """A ``surface`` (a module without inputs that gives a :class:`Mesh`, as :class:`limbeck.scenes.DMTet`) and a ``colour`` of points
-    (a module, as :class:`ColourGrid`; None: the mesh's own), called with cameras and a background.
+    (a module, as :class:`ColourGrid`; None: the mesh's own), called with cameras and a background. ``extent``: as in :func:`rasterise`.
 
     For learning the geometry alone, take ``normal`` of the pictures; for the colour alone, ``surface.requires_grad_(False)``.
     """
 
-    def __init__(self, surface: nn.Module, colour: nn.Module | None = None, softness: float = SOFTNESS) -> None:
+    def __init__(
+        self, surface: nn.Module, colour: nn.Module | None = None, softness: float = SOFTNESS, extent: float | None = None
+    ) -> None:
         super().__init__()
-        self.surface, self.colour, self.softness = surface, colour, softness
+        self.surface, self.colour, self.softness, self.extent = surface, colour, softness, extent
 
     def forward(self, cameras: Cameras, background: Tensor | float = 0.0) -> MeshRendered:
-        return render_mesh(self.surface(), cameras, background, self.colour, self.softness)
+        return render_mesh(self.surface(), cameras, background, self.colour, self.softness, extent=self.extent)
 
     @torch.no_grad()
     def detached(self) -> Mesh:

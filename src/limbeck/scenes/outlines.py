@@ -12,7 +12,7 @@ from torch import Tensor
 from limbeck.errors import LimbeckError
 from limbeck.scenes.cameras import Cameras
 from limbeck.scenes.meshes import Edges, edges
-from limbeck.scenes.rasterise import ANYWHERE, Fragments, blocks, boxes, crossing, in_cameras, least, pixels_in, rays
+from limbeck.scenes.rasterise import ANYWHERE, Fragments, Projected, blocks, boxes, crossing, least, pixels_in, projected
 
 SOFTNESS = 0.25  # pixels: at the outline as steep as the share of a pixel that a straight edge leaves
 REACH = 20.0  # in units of the softness: beyond it opacity is 0 or 1 to 2e-9
@@ -21,18 +21,23 @@ BEYOND = 1e-3  # pixels: how far outside an edge another face is looked for
 
 
 def soft_outlines(
-    fragments: Fragments, vertices: Tensor, faces: Tensor, cameras: Cameras, softness: float = SOFTNESS, near: float = 0.01
+    fragments: Fragments,
+    vertices: Tensor,
+    faces: Tensor,
+    cameras: Cameras,
+    softness: float = SOFTNESS,
+    near: float = 0.01,
+    extent: float | None = None,
 ) -> tuple[Tensor, Fragments]:
     """(opacity (B, 1, H, W), fragments): those that :func:`limbeck.scenes.rasterise` found, and around them, where a soft edge
     reaches, the nearest points of the outline. Edges that end closer to the camera's plane than ``near`` are left out.
     """
     if not softness > 0:
         raise LimbeckError(f"softness={softness:g}: an outline is softened over a positive number of pixels")
-    cameras = cameras.to(vertices.device).to(torch.float64)
     shared, made = edges(faces), []
-    for i, (local, focal, centre) in enumerate(zip(in_cameras(vertices, cameras), cameras.focal, cameras.centre, strict=True)):
+    for i, view in enumerate(projected(vertices, cameras, extent)):
         one = Fragments(*(x[i].flatten(0, 1) for x in fragments))
-        made.append(_soften(one, local, faces, shared, (focal, centre), (cameras.width, cameras.height), softness, near))
+        made.append(_soften(one, view, faces, shared, (cameras.width, cameras.height), softness, near))
     opacity, face, weights, depth = (torch.stack(parts) for parts in zip(*made, strict=True))
     B, H, W = fragments.face.shape
     softened = Fragments(face.reshape(B, H, W), weights.reshape(B, H, W, 3), depth.reshape(B, H, W))
@@ -40,20 +45,11 @@ def soft_outlines(
 
 
 def _soften(
-    fragments: Fragments,
-    local: Tensor,
-    faces: Tensor,
-    shared: Edges,
-    lens: tuple[Tensor, Tensor],
-    size: tuple[int, int],
-    softness: float,
-    near: float,
+    fragments: Fragments, view: Projected, faces: Tensor, shared: Edges, size: tuple[int, int], softness: float, near: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    focal, centre = lens
     covered, dtype = fragments.face >= 0, fragments.depth.dtype
-    z = torch.where(local[:, 2] > near, local[:, 2], 1.0)
-    points = focal * local[:, :2] / z[:, None] + centre
-    edge, start, end = _outline(local.detach(), points.detach(), faces, shared, lens, near)
+    points = view.points(near)
+    edge, start, end = _outline(Projected(*(x.detach() for x in view)), faces, shared, near)
     pixel, piece = _nearest(points.detach()[shared.vertices[edge]], start, end, size, REACH * softness)
     edge, start, end = edge[piece], start[piece], end[piece]
     a, b = shared.vertices[edge].unbind(1)
@@ -64,14 +60,15 @@ def _soften(
     inside = covered[pixel]
     soft = torch.sigmoid(torch.where(inside, distance, -distance) / softness)
     opacity = covered.to(dtype).index_put((pixel,), soft.to(dtype))
-    # outside: the point of the edge itself, seen in perspective
+    # outside: the point of the edge itself
     out = ~inside
     pixel, a, b, t = pixel[out], a[out], b[out], t[out]
     face = shared.faces[edge[out], 0]
-    share = torch.stack([(1 - t) / z[a], t / z[b]], 1)
-    depth = 1 / share.sum(1)
+    share = torch.stack([(1 - t) / view.h[a, 2], t / view.h[b, 2]], 1)
+    share = share / share.sum(1, keepdim=True)
+    depth = (share * torch.stack([view.z[a], view.z[b]], 1)).sum(1)
     at_a, at_b = ((faces[face] == vertex[:, None]).to(share) for vertex in (a, b))
-    weights = depth[:, None] * (at_a * share[:, :1] + at_b * share[:, 1:])
+    weights = at_a * share[:, :1] + at_b * share[:, 1:]
     return (
         opacity,
         fragments.face.index_put((pixel,), face),
@@ -81,34 +78,33 @@ def _soften(
 
 
 @torch.no_grad()
-def _outline(
-    local: Tensor, points: Tensor, faces: Tensor, shared: Edges, lens: tuple[Tensor, Tensor], near: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _outline(view: Projected, faces: Tensor, shared: Edges, near: float) -> tuple[Tensor, Tensor, Tensor]:
     """(edge, start, end), each (M,): pieces of the outline, from ``start`` to ``end`` in [0, 1] along their edges in the image."""
     a, b = shared.vertices.unbind(1)
-    across = torch.linalg.cross(local[a], local[b])  # to the plane through the eye and the edge
-    sides = (local[shared.opposite] * across[:, None]).sum(-1)
+    points = view.points(near)
+    across = torch.linalg.cross(view.h[a], view.h[b])  # to the plane of the rays through the edge
+    sides = (view.h[shared.opposite] * across[:, None]).sum(-1)
     length = (points[b] - points[a]).norm(dim=1)
-    contour = (local[:, 2][shared.vertices] > near).all(1) & (length > BEYOND * BEYOND)
+    contour = (view.z[shared.vertices] > near).all(1) & (length > BEYOND * BEYOND)
     contour &= ((shared.sharing != 2) | (sides.prod(1) >= 0)) & (sides.abs().amax(1) > 0)
     which = contour.nonzero()[:, 0]
     pieces = (length[which] / PIECE).ceil().clamp(1, 4096).long()
     edge = which.repeat_interleave(pieces)
     place = torch.arange(len(edge), device=edge.device) - (pieces.cumsum(0) - pieces).repeat_interleave(pieces)
     many = pieces.repeat_interleave(pieces)
-    start, end = place / many.to(local), (place + 1) / many.to(local)
+    start, end = place / many.to(points), (place + 1) / many.to(points)
     along = (points[b] - points[a])[edge] / length[edge, None]
     # the third vertex of the face that is seen less edge-on: outside is on the other side
     third = sides[edge].gather(1, sides[edge].abs().argmax(1, keepdim=True))
     out = torch.stack([along[:, 1], -along[:, 0]], 1) * third.sign()
     middle = torch.lerp(points[a[edge]], points[b[edge]], ((start + end) / 2)[:, None])
-    kept = (~_covered(middle + BEYOND * out, local[faces], lens, near)).nonzero()[:, 0]
+    kept = (~_covered(middle + BEYOND * out, view, faces, near)).nonzero()[:, 0]
     return edge[kept], start[kept], end[kept]
 
 
-def _covered(points: Tensor, corners: Tensor, lens: tuple[Tensor, Tensor], near: float) -> Tensor:
-    """Whether points (M, 2) of the image show any of (F, 3, 3) triangles, (M,)."""
-    low, high = boxes(corners, *lens, near)
+def _covered(points: Tensor, view: Projected, faces: Tensor, near: float) -> Tensor:
+    """Whether points (M, 2) of the image show any of (F, 3) faces, (M,)."""
+    low, high = boxes(view, faces, near)
     x, order = points[:, 0].contiguous().sort()  # a box has a row of them in this order
     first = torch.searchsorted(x, low[:, 0].contiguous())
     count = torch.searchsorted(x, high[:, 0].contiguous(), right=True) - first
@@ -118,7 +114,8 @@ def _covered(points: Tensor, corners: Tensor, lens: tuple[Tensor, Tensor], near:
         y = points[point, 1]
         near_to = ((y >= low[face, 1]) & (y <= high[face, 1])).nonzero()[:, 0]
         face, point = face[near_to], point[near_to]
-        depth = crossing(corners[face], rays(points[point, 0], points[point, 1], *lens), near)
+        corners = faces[face]
+        depth = crossing(view.h[corners], view.z[corners], view.rays(points[point, 0], points[point, 1]), near)
         found[point[depth.isfinite()]] = True
     return found
 

@@ -1,13 +1,14 @@
 """Which triangle of a mesh each pixel shows: a z-buffer in torch for small meshes, differentiable in the vertices.
 
-With OpenCV axes in the camera, a pixel's ray d = (u, v, 1) meets the plane of the triangle p_0 p_1 p_2 where
+With OpenCV axes in the camera, vertices have h = (x, y, z) in perspective and (x, y, 1) in parallel rays, pixels d = (u, v, 1).
+On the triangle with h_0, h_1, h_2 the pixel shows the point whose barycentric coordinates are
 
-    w_i = d . (p_j x p_k),  weights w_i / (w_0 + w_1 + w_2),  depth p_0 . (p_1 x p_2) / (w_0 + w_1 + w_2):
+    w_i / (w_0 + w_1 + w_2),  w_i = d . (h_j x h_k):
 
-the edge functions in homogeneous coordinates. The weights are the barycentric coordinates on the triangle itself, so that what
-is interpolated is right in perspective, and triangles that cross the camera's plane need no clipping. A pixel on an edge that two
-triangles share belongs to one of them. Both sides of a triangle are seen. Which triangle is nearest is found without gradient;
-where the ray meets it has gradients, and :mod:`limbeck.scenes.outlines` adds those of the outlines.
+the edge functions in homogeneous coordinates. They belong to the triangle itself, so that what is interpolated is right in
+perspective, and triangles that cross the camera's plane need no clipping. A pixel on an edge that two triangles share belongs to
+one of them. Both sides of a triangle are seen. Which triangle is nearest is found without gradient; where the ray meets it has
+gradients, and :mod:`limbeck.scenes.outlines` adds those of the outlines.
 """
 
 from collections.abc import Iterator
@@ -42,11 +43,40 @@ class Fragments(NamedTuple):
         return self.face >= 0
 
 
-def rasterise(vertices: Tensor, faces: Tensor, cameras: Cameras, near: float = 0.01, max_pairs: int = MAX_PAIRS) -> Fragments:
+class Projected(NamedTuple):
+    """V vertices before one camera, float64: ``h`` (V, 3), of which the image in pixels is ``focal`` h_xy / h_z + ``centre``, and depth
+    ``z`` (V,).
+    """
+
+    h: Tensor
+    z: Tensor
+    focal: Tensor
+    centre: Tensor
+
+    def points(self, near: float) -> Tensor:
+        """(V, 2) in pixels; of no use for vertices closer than ``near``."""
+        depth = torch.where(self.h[:, 2:] > near, self.h[:, 2:], 1.0)
+        return self.focal * self.h[:, :2] / depth + self.centre
+
+    def rays(self, x: Tensor, y: Tensor) -> Tensor:
+        """d (P, 3) of points of the image in pixels."""
+        u, v = ((a.to(self.h) - c) / f for a, c, f in zip((x, y), self.centre, self.focal, strict=True))
+        return torch.stack([u, v, torch.ones_like(u)], 1)
+
+
+def rasterise(
+    vertices: Tensor,
+    faces: Tensor,
+    cameras: Cameras,
+    near: float = 0.01,
+    extent: float | None = None,
+    max_pairs: int = MAX_PAIRS,
+) -> Fragments:
     """The nearest of (F, 3) faces over (V, 3) vertices at the pixel centres of B cameras; weights and depth have gradients.
 
-    What is closer to the camera's plane than ``near`` is not seen. Worked out in float64, in blocks of at most ``max_pairs`` pairs
-    (one face at least). Raises LimbeckError for vertices that are not finite.
+    What is closer to the camera's plane than ``near`` is not seen. ``extent``: None for perspective, or parallel rays through an
+    image that high in world units (:meth:`limbeck.scenes.Cameras.parallel_rays`). Worked out in float64, in blocks of at most
+    ``max_pairs`` pairs (one face at least). Raises LimbeckError for vertices that are not finite.
     """
     if vertices.ndim != 2 or vertices.shape[1] != 3 or faces.ndim != 2 or faces.shape[1] != 3:
         raise LimbeckError(f"vertices {tuple(vertices.shape)} and faces {tuple(faces.shape)}: expected (V, 3) and (F, 3)")
@@ -55,19 +85,17 @@ def rasterise(vertices: Tensor, faces: Tensor, cameras: Cameras, near: float = 0
     if not bool(vertices.isfinite().all()):
         which = int((~vertices.isfinite()).any(1).nonzero()[0])
         raise LimbeckError(f"vertex {which} is not finite: lower the learning rate, or drop it first")
-    cameras = cameras.to(vertices.device).to(torch.float64)
     H, W = cameras.height, cameras.width
     found = []
-    for local, focal, centre in zip(in_cameras(vertices, cameras), cameras.focal, cameras.centre, strict=True):
-        corners = local[faces]
-        face = _nearest(corners.detach(), focal, centre, (W, H), near, max_pairs)
+    for view in projected(vertices, cameras, extent):
+        face = _nearest(Projected(*(x.detach() for x in view)), faces, (W, H), near, max_pairs)
         seen = (face >= 0).nonzero()[:, 0]
-        x, y = seen % W + 0.5, torch.div(seen, W, rounding_mode="floor") + 0.5
-        w, depth = _meet(corners[face[seen]], rays(x, y, focal, centre))
-        weights = local.new_zeros(H * W, 3).index_put((seen,), w / w.sum(1, keepdim=True))
-        found.append(
-            (face.reshape(H, W), weights.reshape(H, W, 3), local.new_zeros(H * W).index_put((seen,), depth).reshape(H, W))
-        )
+        corners = faces[face[seen]]
+        w = _weights(view.h[corners], view.rays(seen % W + 0.5, torch.div(seen, W, rounding_mode="floor") + 0.5))
+        w = w / w.sum(1, keepdim=True)
+        weights = w.new_zeros(H * W, 3).index_put((seen,), w).reshape(H, W, 3)
+        depth = w.new_zeros(H * W).index_put((seen,), (w * view.z[corners]).sum(1)).reshape(H, W)
+        found.append((face.reshape(H, W), weights, depth))
     face, weights, depth = (torch.stack(parts) for parts in zip(*found, strict=True))
     return Fragments(face, weights.to(vertices.dtype), depth.to(vertices.dtype))
 
@@ -86,45 +114,46 @@ def interpolate(fragments: Fragments, faces: Tensor, values: Tensor) -> Tensor:
     return at.new_zeros(*fragments.face.shape, values.shape[1]).index_put(seen, at)
 
 
-def in_cameras(vertices: Tensor, cameras: Cameras) -> Tensor:
-    """(B, V, 3) in the dtype of the cameras: OpenCV axes (x right, y down, z forward)."""
+def projected(vertices: Tensor, cameras: Cameras, extent: float | None = None) -> list[Projected]:
+    """The vertices (V, 3) before each of B cameras, in perspective or in parallel rays."""
+    if extent is not None and not extent > 0:
+        raise LimbeckError(f"extent={extent:g}: the height of an orthographic image must be positive, in world units")
+    cameras = cameras.to(vertices.device).to(torch.float64)
     view = cameras.view
-    return vertices.to(view.dtype) @ view[:, :3, :3].mT + view[:, None, :3, 3]
+    local = vertices.double() @ view[:, :3, :3].mT + view[:, None, :3, 3]
+    if extent is None:
+        return [Projected(p, p[:, 2], f, c) for p, f, c in zip(local, cameras.focal, cameras.centre, strict=True)]
+    flat = torch.cat([local[..., :2], torch.ones_like(local[..., 2:])], -1)
+    focal = local.new_full((2,), cameras.height / extent)
+    centre = local.new_tensor([cameras.width / 2, cameras.height / 2])
+    return [Projected(h, p[:, 2], focal, centre) for h, p in zip(flat, local, strict=True)]
 
 
-def rays(x: Tensor, y: Tensor, focal: Tensor, centre: Tensor) -> Tensor:
-    """(P, 3), depth 1, through points of the image in pixels."""
-    u, v = (x.to(focal.dtype) - centre[0]) / focal[0], (y.to(focal.dtype) - centre[1]) / focal[1]
-    return torch.stack([u, v, torch.ones_like(u)], 1)
+def _weights(h: Tensor, directions: Tensor) -> Tensor:
+    """w (P, 3) of one triangle h (P, 3, 3) and one ray (P, 3) each."""
+    return (torch.linalg.cross(h.roll(-1, 1), h.roll(-2, 1)) * directions[:, None]).sum(-1)
 
 
-def _meet(corners: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """(w (P, 3), depth (P,)) of one triangle (P, 3, 3) and one ray (P, 3) each."""
-    p, q = corners.roll(-1, 1), corners.roll(-2, 1)
-    planes = torch.linalg.cross(p, q)
-    w = (planes * directions[:, None]).sum(-1)
-    return w, (corners[:, 0] * planes[:, 0]).sum(-1) / w.sum(-1)
-
-
-def crossing(corners: Tensor, directions: Tensor, near: float) -> Tensor:
-    """(P,): the depth where a ray (P, 3) meets its triangle (P, 3, 3) or its edge, inf where it does not beyond ``near``.
+def crossing(h: Tensor, z: Tensor, directions: Tensor, near: float) -> Tensor:
+    """(P,): the depth where a ray (P, 3) meets its triangle, h (P, 3, 3) and depths (P, 3), or the triangle's edge; inf where it does
+    not beyond ``near``.
 
     An edge is as wide as rounding is, so that no ray falls between two triangles; one that is seen edge-on is not met.
     """
-    w, depth = _meet(corners, directions)
-    length = corners.norm(dim=-1)
+    w = _weights(h, directions)
+    length = h.norm(dim=-1)
     doubt = ROUNDING * length.roll(-1, 1) * length.roll(-2, 1) * directions.norm(dim=-1, keepdim=True)
     total = w.sum(1)
+    depth = (w * z).sum(1) / total
     inside = (w * total.sign()[:, None] >= -doubt).all(1) & (total.abs() > doubt.sum(1)) & (depth > near)
     return torch.where(inside, depth, torch.inf)
 
 
-def boxes(corners: Tensor, focal: Tensor, centre: Tensor, near: float) -> tuple[Tensor, Tensor]:
-    """(low, high), each (F, 2) in pixels: what (F, 3, 3) triangles cover at most. One that crosses the plane at ``near`` may be
+def boxes(view: Projected, faces: Tensor, near: float) -> tuple[Tensor, Tensor]:
+    """(low, high), each (F, 2) in pixels: what (F, 3) faces cover at most. One that crosses the plane at ``near`` may be
     anywhere; one behind it is nowhere.
     """
-    ahead = corners[..., 2:] > near
-    points = focal * corners[..., :2] / torch.where(ahead, corners[..., 2:], 1.0) + centre
+    points, ahead = view.points(near)[faces], (view.h[:, 2:] > near)[faces]
     whole, some = ahead.all(1), ahead.any(1)
     low = torch.where(whole, points.amin(1), -ANYWHERE)
     return low, torch.where(whole, points.amax(1), torch.where(some, ANYWHERE, -ANYWHERE))
@@ -154,16 +183,16 @@ def blocks(count: Tensor, most: int = MAX_PAIRS) -> Iterator[tuple[Tensor, Tenso
 
 
 @torch.no_grad()
-def _nearest(corners: Tensor, focal: Tensor, centre: Tensor, size: tuple[int, int], near: float, max_pairs: int) -> Tensor:
-    """(H * W,): the number of the nearest of (F, 3, 3) triangles, the lower of two at one depth; -1 where there is none."""
+def _nearest(view: Projected, faces: Tensor, size: tuple[int, int], near: float, max_pairs: int) -> Tensor:
+    """(H * W,): the number of the nearest of (F, 3) faces, the lower of two at one depth; -1 where there is none."""
     width, height = size
-    depths = corners.new_full((height * width,), torch.inf)
-    nearest = torch.full((height * width,), -1, device=corners.device)
-    for face, x, y in pixels_in(*boxes(corners, focal, centre, near), width, height, max_pairs):
-        depth = crossing(corners[face], rays(x + 0.5, y + 0.5, focal, centre), near)
+    depths = view.h.new_full((height * width,), torch.inf)
+    nearest = torch.full((height * width,), -1, device=faces.device)
+    for face, x, y in pixels_in(*boxes(view, faces, near), width, height, max_pairs):
+        corners = faces[face]
+        depth = crossing(view.h[corners], view.z[corners], view.rays(x + 0.5, y + 0.5), near)
         hit = depth.isfinite().nonzero()[:, 0]
-        face, pixel, depth = face[hit], (y * width + x)[hit], depth[hit]
-        depths, nearest = least(depths, nearest, pixel, depth, face)
+        depths, nearest = least(depths, nearest, (y * width + x)[hit], depth[hit], face[hit])
     return nearest
 
 

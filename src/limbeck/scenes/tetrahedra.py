@@ -24,13 +24,12 @@ OUTSIDE = -1e-6  # the largest field on the grid's border
 
 class TetGrid(NamedTuple):
     """``vertices`` (V, 3) in world units, ``tetrahedra`` (T, 4) int64, all with det(b - a, c - a, d - a) > 0, ``border`` (V,) true
-    on the surface of the box, ``spacing`` (3,) of neighbours along each axis.
+    on the surface of the box.
     """
 
     vertices: Tensor
     tetrahedra: Tensor
     border: Tensor
-    spacing: Tensor
 
 
 def tet_grid(
@@ -63,7 +62,7 @@ def tet_grid(
     ends = torch.tensor([low, high], dtype=torch.float64)
     spacing = (ends[1] - ends[0]) / torch.tensor(sizes)
     border = ((nodes == 0) | (nodes == torch.tensor(sizes))).any(1)
-    return TetGrid((ends[0] + nodes * spacing).to(dtype), torch.cat(parts), border, spacing.to(dtype))
+    return TetGrid((ends[0] + nodes * spacing).to(dtype), torch.cat(parts), border)
 
 
 def _cases() -> Tensor:
