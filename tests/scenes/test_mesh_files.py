@@ -59,6 +59,17 @@ def test_as_another_library_reads_it(ending, mesh, tmp_path):
     np.testing.assert_array_equal(found.visual.vertex_colors[:, :3], (mesh.colours * 255).round().byte().numpy())
 
 
+def test_several_parts_that_another_library_placed(tmp_path, box_mesh):
+    box = trimesh.Trimesh(box_mesh().vertices.numpy(), box_mesh().faces.numpy(), process=False)
+    scene = trimesh.Scene()
+    for place in (2.0, -2.0):
+        scene.add_geometry(box, transform=trimesh.transformations.translation_matrix([0.0, place, 0.0]))  # y is up there
+    scene.export(tmp_path / "two.glb")
+    found = load_mesh(tmp_path / "two.glb")
+    assert len(found.faces) == 24 and is_watertight(found)
+    assert found.vertices.amin(0).tolist() == [-1, -1, -3] and found.vertices.amax(0).tolist() == [1, 1, 3]
+
+
 def test_a_ply_by_a_third_library(mesh, tmp_path):
     save_mesh(tmp_path / "torus.ply", mesh)
     found = plyfile.PlyData.read(tmp_path / "torus.ply")

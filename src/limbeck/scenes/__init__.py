@@ -3,6 +3,9 @@
 ``orbit`` and :class:`CameraLaw` make :class:`Cameras`, ``render`` makes pictures of :class:`Splats` from them. World: z up, +x the
 object's front; cameras look along -z with y up; angles in degrees (:mod:`limbeck.scenes.cameras`). Nothing here is random:
 what needs chance takes uniform or normal numbers from its caller.
+
+``render_mesh`` makes pictures of a :class:`Mesh` in torch; a :class:`MeshScene` learns one, as the surface of a field on tetrahedra
+(:class:`DMTet`) with a colour at each point.
 """
 
 from limbeck.scenes.camera_laws import NUMBERS, CameraLaw, between

@@ -56,7 +56,7 @@ def render_mesh(
     opacity = fragments.covered[:, None].to(mesh.vertices.dtype)
     if softness != 0:
         opacity, fragments = soft_outlines(fragments, mesh.vertices, mesh.faces, cameras, softness, near, extent)
-    normal = F.normalize(interpolate(fragments, mesh.faces, vertex_normals(mesh)), dim=-1).movedim(-1, 1)
+    normal = F.normalize(interpolate(fragments, mesh.faces, vertex_normals(mesh)), dim=-1, eps=1e-6).movedim(-1, 1)
     rgb = _colours(mesh, fragments, colour).movedim(-1, 1)
     return MeshRendered(
         over(opacity * rgb, opacity, background),

@@ -48,7 +48,7 @@ def _soften(
     fragments: Fragments, view: Projected, faces: Tensor, shared: Edges, size: tuple[int, int], softness: float, near: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     covered, dtype = fragments.face >= 0, fragments.depth.dtype
-    points = view.points(near)
+    points = view.points()
     edge, start, end = _outline(Projected(*(x.detach() for x in view)), faces, shared, near)
     pixel, piece = _nearest(points.detach()[shared.vertices[edge]], start, end, size, REACH * softness)
     edge, start, end = edge[piece], start[piece], end[piece]
@@ -81,7 +81,7 @@ def _soften(
 def _outline(view: Projected, faces: Tensor, shared: Edges, near: float) -> tuple[Tensor, Tensor, Tensor]:
     """(edge, start, end), each (M,): pieces of the outline, from ``start`` to ``end`` in [0, 1] along their edges in the image."""
     a, b = shared.vertices.unbind(1)
-    points = view.points(near)
+    points = view.points()
     across = torch.linalg.cross(view.h[a], view.h[b])  # to the plane of the rays through the edge
     sides = (view.h[shared.opposite] * across[:, None]).sum(-1)
     length = (points[b] - points[a]).norm(dim=1)
@@ -104,7 +104,7 @@ def _outline(view: Projected, faces: Tensor, shared: Edges, near: float) -> tupl
 
 def _covered(points: Tensor, view: Projected, faces: Tensor, near: float) -> Tensor:
     """Whether points (M, 2) of the image show any of (F, 3) faces, (M,)."""
-    low, high = boxes(view, faces, near)
+    low, high = boxes(view, faces)
     x, order = points[:, 0].contiguous().sort()  # a box has a row of them in this order
     first = torch.searchsorted(x, low[:, 0].contiguous())
     count = torch.searchsorted(x, high[:, 0].contiguous(), right=True) - first

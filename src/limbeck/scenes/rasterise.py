@@ -24,6 +24,7 @@ from limbeck.scenes.compositing import interval, within
 MAX_PAIRS = 2**19  # pairs of a triangle and a pixel of its box at once, about 200 bytes each
 NOBODY = 2**62
 ANYWHERE = 1e9  # pixels
+LEAST_DEPTH = 1e-9  # world units, of what is projected
 ROUNDING = 1e-14  # relative, of an edge function in float64: some fifty units in the last place
 SLACK = 1e-6  # pixels: boxes are this much larger, so that rounding loses no pixel
 
@@ -53,9 +54,9 @@ class Projected(NamedTuple):
     focal: Tensor
     centre: Tensor
 
-    def points(self, near: float) -> Tensor:
-        """(V, 2) in pixels; of no use for vertices closer than ``near``."""
-        depth = torch.where(self.h[:, 2:] > near, self.h[:, 2:], 1.0)
+    def points(self) -> Tensor:
+        """(V, 2) in pixels; of no use for vertices behind the camera."""
+        depth = torch.where(self.h[:, 2:] > LEAST_DEPTH, self.h[:, 2:], 1.0)
         return self.focal * self.h[:, :2] / depth + self.centre
 
     def rays(self, x: Tensor, y: Tensor) -> Tensor:
@@ -149,11 +150,11 @@ def crossing(h: Tensor, z: Tensor, directions: Tensor, near: float) -> Tensor:
     return torch.where(inside, depth, torch.inf)
 
 
-def boxes(view: Projected, faces: Tensor, near: float) -> tuple[Tensor, Tensor]:
-    """(low, high), each (F, 2) in pixels: what (F, 3) faces cover at most. One that crosses the plane at ``near`` may be
-    anywhere; one behind it is nowhere.
+def boxes(view: Projected, faces: Tensor) -> tuple[Tensor, Tensor]:
+    """(low, high), each (F, 2) in pixels: what (F, 3) faces cover at most. One that crosses the camera's plane may be anywhere; one
+    behind it is nowhere.
     """
-    points, ahead = view.points(near)[faces], (view.h[:, 2:] > near)[faces]
+    points, ahead = view.points()[faces], (view.h[:, 2:] > LEAST_DEPTH)[faces]
     whole, some = ahead.all(1), ahead.any(1)
     low = torch.where(whole, points.amin(1), -ANYWHERE)
     return low, torch.where(whole, points.amax(1), torch.where(some, ANYWHERE, -ANYWHERE))
@@ -188,7 +189,7 @@ def _nearest(view: Projected, faces: Tensor, size: tuple[int, int], near: float,
     width, height = size
     depths = view.h.new_full((height * width,), torch.inf)
     nearest = torch.full((height * width,), -1, device=faces.device)
-    for face, x, y in pixels_in(*boxes(view, faces, near), width, height, max_pairs):
+    for face, x, y in pixels_in(*boxes(view, faces), width, height, max_pairs):
         corners = faces[face]
         depth = crossing(view.h[corners], view.z[corners], view.rays(x + 0.5, y + 0.5), near)
         hit = depth.isfinite().nonzero()[:, 0]
