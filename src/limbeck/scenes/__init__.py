@@ -25,6 +25,7 @@ from limbeck.scenes.splats import Splats, ball, check_splats, splats_from_points
 from limbeck.scenes.splatting import Rendered, project, render
 from limbeck.scenes.tetrahedra import DMTet, TetGrid, marching_tetrahedra, mesh_from_field, tet_grid
 from limbeck.scenes.texture import baked, sample_texture
+from limbeck.scenes.viewpoint import Viewpoint, save_scene
 from limbeck.scenes.views import VIEWS, PerpNeg, perp_neg, view_labels, view_prompts
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "SplatScene",
     "Splats",
     "TetGrid",
+    "Viewpoint",
     "angles",
     "apply_edit",
     "baked",
@@ -88,6 +90,7 @@ __all__ = [
     "save_cameras",
     "save_gif",
     "save_mesh",
+    "save_scene",
     "save_splats",
     "save_strip",
     "sh_basis",
