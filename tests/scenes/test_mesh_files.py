@@ -13,14 +13,17 @@ from PIL import Image
 from limbeck.errors import LimbeckError
 from limbeck.scenes import (
     DMTet,
+    MeshScene,
     baked,
     is_watertight,
     load_mesh,
+    mesh_from_field,
     orbit,
     render_mesh,
     sample_texture,
     save_mesh,
 )
+from limbeck.scenes.meshes import euler_characteristic, volume
 
 
 def paint(points):
@@ -135,6 +138,28 @@ def test_a_learned_surface_of_many_faces(tmp_path):
     save_mesh(tmp_path / "ball.obj", done)
     found = load_mesh(tmp_path / "ball.obj")
     assert is_watertight(found) and torch.equal(found.corners, surface.corners)
+
+
+@pytest.mark.parametrize("ending", [".obj", ".glb", ".ply"])
+def test_a_surface_through_the_vertices_of_its_grid_stays_closed(ending, tmp_path):
+    scene = MeshScene(DMTet.from_distance(lambda p: p.norm(dim=1) - 0.6, 10))  # (0.6, 0, 0) is one of them
+    with torch.no_grad():
+        raw = scene.surface()
+    mesh = scene.detached()
+    assert len(mesh.faces) < len(raw.faces)  # it has edges of no length
+    values = 0.6 - scene.surface.vertices.norm(dim=1).reshape(11, 11, 11)
+    for one in (mesh, mesh_from_field(values)):
+        assert is_watertight(one) and euler_characteristic(one) == 2
+        assert float(volume(one)) == pytest.approx(float(volume(raw)), abs=1e-6)
+        save_mesh(tmp_path / f"ball{ending}", one)
+        found = trimesh.load_mesh(tmp_path / f"ball{ending}")  # joins vertices at one place
+        assert found.is_watertight and found.euler_number == 2
+        if ending != ".ply":
+            save_mesh(tmp_path / f"ball{ending}", baked(one, paint, 256))
+            assert is_watertight(load_mesh(tmp_path / f"ball{ending}"))
+    if ending != ".ply":
+        save_mesh(tmp_path / f"ball{ending}", baked(raw, paint, 256))
+        assert is_watertight(load_mesh(tmp_path / f"ball{ending}"))
 
 
 @pytest.mark.parametrize("ending", [".obj", ".glb", ".ply"])

@@ -175,7 +175,7 @@ def test_from_a_density_to_a_closed_mesh_in_a_file(tmp_path):
     """The stages of ProlificDreamer: a field's density, a tenth of 25 as the threshold, DMTet on 32 cells, OBJ."""
     scene = MeshScene(DMTet.from_density(head_density, 2.5, 32))
     save_mesh(tmp_path / "head.obj", scene.detached())
-    found = trimesh.load_mesh(tmp_path / "head.obj", process=False)
+    found = trimesh.load_mesh(tmp_path / "head.obj")
     assert found.is_watertight and found.is_winding_consistent and found.body_count == 1
     assert load_mesh(tmp_path / "head.obj").faces.shape == found.faces.shape
     fine = tet_grid(64, dtype=torch.float64)

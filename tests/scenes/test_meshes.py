@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from limbeck.errors import LimbeckError
-from limbeck.scenes import Mesh, check_mesh, is_watertight, laplacian, largest_component, normal_consistency
+from limbeck.scenes import Mesh, check_mesh, collapsed, is_watertight, laplacian, largest_component, normal_consistency
 from limbeck.scenes.meshes import (
     area,
     boundary,
@@ -114,6 +114,24 @@ def test_the_largest_part(box_mesh, torus_mesh):
     kept = largest_component(mesh)
     assert torch.equal(kept.vertices, big.vertices) and torch.equal(kept.faces, big.faces)
     assert torch.equal(kept.colours, mesh.colours[8:-8])
+
+
+def test_edges_of_no_length_are_collapsed(torus_mesh):
+    mesh = torus_mesh(12)
+    found = edges(mesh.faces).vertices
+    a, b = found[found[:, 0] == 30][0].tolist()
+    g = torch.Generator().manual_seed(0)
+    vertices = mesh.vertices.clone()
+    vertices[b] = vertices[a] + 1e-9
+    thin = Mesh(vertices, mesh.faces, torch.rand(144, 3, generator=g).double())
+    kept = collapsed(thin)
+    assert len(kept.vertices) == 143 and len(kept.faces) == 286 and is_watertight(kept) and euler_characteristic(kept) == 0
+    assert float(volume(kept)) == pytest.approx(float(volume(thin)), abs=1e-8)
+    rest = [i for i in range(144) if i != b]
+    assert torch.equal(kept.vertices, vertices[rest]) and torch.equal(kept.colours, thin.colours[rest])
+    assert all(x is y or torch.equal(x, y) for x, y in zip(collapsed(mesh), mesh, strict=True))
+    with pytest.raises(LimbeckError, match="all 288 faces of the mesh lie in one place each: there is no surface"):
+        collapsed(mesh, 10.0)
 
 
 @pytest.mark.parametrize(

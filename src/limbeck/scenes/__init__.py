@@ -17,7 +17,7 @@ from limbeck.scenes.harmonics import sh_basis
 from limbeck.scenes.head import Head, head_library, heads, render_head
 from limbeck.scenes.mesh_files import load_mesh, save_mesh
 from limbeck.scenes.mesh_scene import ColourGrid, MeshRendered, MeshScene, render_mesh
-from limbeck.scenes.meshes import Mesh, check_mesh, is_watertight, laplacian, largest_component, normal_consistency
+from limbeck.scenes.meshes import Mesh, check_mesh, collapsed, is_watertight, laplacian, largest_component, normal_consistency
 from limbeck.scenes.outlines import soft_outlines
 from limbeck.scenes.rasterise import Fragments, interpolate, rasterise
 from limbeck.scenes.scene import Scene, Seen, SplatScene
@@ -58,6 +58,7 @@ __all__ = [
     "between",
     "check_mesh",
     "check_splats",
+    "collapsed",
     "densify",
     "from_convention",
     "from_pytorch3d",

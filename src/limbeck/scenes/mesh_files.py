@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import LimbeckError, missing_extra, unknown
-from limbeck.scenes.meshes import Mesh, check_mesh
+from limbeck.scenes.meshes import Mesh, check_mesh, joined
 
 FORMATS = (".obj", ".glb", ".ply")
 
@@ -41,7 +41,8 @@ def save_mesh(path: Path | str, mesh: Mesh) -> None:
 
 
 def load_mesh(path: Path | str) -> Mesh:
-    """The mesh of an OBJ, GLB or PLY, positions in float32; vertices that a texture's seams had doubled are one again.
+    """The mesh of an OBJ, GLB or PLY, positions in float32; vertices that a texture's seams had doubled are one again,
+    and faces that lie in one place are gone then.
 
     Several parts come back as one mesh. Raises LimbeckError where the file is damaged or has no faces.
     """
@@ -57,8 +58,9 @@ def load_mesh(path: Path | str) -> Mesh:
         raise LimbeckError(f"{path} cannot be read as a mesh ({error!r}): write it again") from error
     if path.suffix == ".glb":
         vertices = torch.stack([vertices[:, 0], -vertices[:, 2], vertices[:, 1]], 1)
-    mesh = _painted(vertices, faces, found.visual)
     try:
+        check_mesh(Mesh(vertices, faces))
+        mesh = _painted(vertices, faces, found.visual)
         check_mesh(mesh)
     except LimbeckError as error:
         raise LimbeckError(f"{path}: {error}") from error
@@ -88,8 +90,9 @@ def _painted(vertices: Tensor, faces: Tensor, visual: Any) -> Mesh:
         if picture is not None:
             texture = torch.from_numpy(np.array(picture.convert("RGB"), dtype=np.float32)) / 255
             uv = torch.from_numpy(np.array(visual.uv, dtype=np.float32))[faces]
-            joined, which = torch.unique(vertices, dim=0, return_inverse=True)
-            return Mesh(joined, which[faces], uv=uv, texture=texture)
+            _, place = torch.unique(vertices, dim=0, return_inverse=True)
+            first = torch.full_like(place, len(place)).scatter_reduce(0, place, torch.arange(len(place)), "amin")
+            return joined(Mesh(vertices, faces, uv=uv, texture=texture), first[place])
     if visual.kind == "vertex":
         return Mesh(vertices, faces, torch.from_numpy(np.array(visual.vertex_colors[:, :3], dtype=np.float32)) / 255)
     return Mesh(vertices, faces)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from limbeck.errors import LimbeckError
 from limbeck.scenes.cameras import Cameras
 from limbeck.scenes.compositing import over
-from limbeck.scenes.meshes import Mesh, check_mesh, vertex_normals
+from limbeck.scenes.meshes import Mesh, check_mesh, collapsed, vertex_normals
 from limbeck.scenes.outlines import SOFTNESS, soft_outlines
 from limbeck.scenes.rasterise import Fragments, interpolate, rasterise
 from limbeck.scenes.texture import sample_texture
@@ -129,6 +129,6 @@ class MeshScene(nn.Module):
 
     @torch.no_grad()
     def detached(self) -> Mesh:
-        """The surface as it is, with the colours of its vertices, to be written or drawn."""
-        mesh: Mesh = self.surface()
+        """The surface as it is, with the colours of its vertices and without edges of almost no length, to be written or drawn."""
+        mesh = collapsed(self.surface())
         return mesh if self.colour is None else mesh._replace(colours=self.colour(mesh.vertices).to(mesh.vertices.dtype))

@@ -147,21 +147,53 @@ def euler_characteristic(mesh: Mesh) -> int:
 
 def components(mesh: Mesh) -> Tensor:
     """(F,): which connected part each face belongs to, 0, 1, .. ; parts are connected through vertices."""
-    label = torch.arange(len(mesh.vertices), device=mesh.faces.device)
+    return torch.unique(_lowest(mesh.faces, len(mesh.vertices))[mesh.faces[:, 0]], return_inverse=True)[1]
+
+
+def _lowest(groups: Tensor, size: int) -> Tensor:
+    """(size,): the lowest vertex that each is connected with, itself included, through (K, n) groups of vertices."""
+    label = torch.arange(size, device=groups.device)
     while True:
-        least = label[mesh.faces].amin(1, keepdim=True).expand(-1, 3)
-        lower = label.scatter_reduce(0, mesh.faces.reshape(-1), least.reshape(-1), "amin")
+        lowest = label[groups].amin(1, keepdim=True).expand_as(groups)
+        lower = label.scatter_reduce(0, groups.reshape(-1), lowest.reshape(-1), "amin")
         lower = lower[lower]  # a label is a vertex of the same part, with a label of its own
         if torch.equal(lower, label):
-            return torch.unique(label[mesh.faces[:, 0]], return_inverse=True)[1]
+            return label
         label = lower
+
+
+def collapsed(mesh: Mesh, shortest: float = 1e-6) -> Mesh:
+    """Without edges shorter than ``shortest`` in world units: their ends become one vertex, faces that had them vanish.
+
+    A surface that passes through a vertex of its grid has such edges; programs that join vertices at one place would find
+    holes there. A closed surface stays closed; parts smaller than that vanish. Raises LimbeckError where nothing is left.
+    """
+    ends = edges(mesh.faces).vertices
+    length = (mesh.vertices[ends[:, 0]] - mesh.vertices[ends[:, 1]]).detach().norm(dim=1)
+    return joined(mesh, _lowest(ends[length < shortest], len(mesh.vertices)))
+
+
+def joined(mesh: Mesh, label: Tensor) -> Mesh:
+    """The vertices ``label`` (V,) in the place of the mesh's, without the faces that then have one twice."""
+    faces = label[mesh.faces]
+    kept = (faces != faces.roll(1, 1)).all(1)
+    if not bool(kept.any()):
+        raise LimbeckError(
+            f"all {len(faces)} faces of the mesh lie in one place each: there is no surface, choose a shorter edge"
+        )
+    return _kept(mesh._replace(faces=faces), kept)
 
 
 def largest_component(mesh: Mesh) -> Mesh:
     """The connected part with the largest surface, without vertices that no face uses."""
     part = components(mesh)
     sizes = face_vectors(mesh).detach().norm(dim=1)
-    kept = part == torch.zeros(int(part.max()) + 1, dtype=sizes.dtype, device=sizes.device).index_add(0, part, sizes).argmax()
+    sums = torch.zeros(int(part.max()) + 1, dtype=sizes.dtype, device=sizes.device).index_add(0, part, sizes)
+    return _kept(mesh, part == sums.argmax())
+
+
+def _kept(mesh: Mesh, kept: Tensor) -> Mesh:
+    """Some of the faces (F,), and the vertices that they use."""
     used, faces = torch.unique(mesh.faces[kept], return_inverse=True)
     colours = None if mesh.colours is None else mesh.colours[used]
     return Mesh(mesh.vertices[used], faces, colours, None if mesh.uv is None else mesh.uv[kept], mesh.texture)

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError
-from limbeck.scenes.meshes import Mesh, largest_component
+from limbeck.scenes.meshes import Mesh, collapsed, largest_component
 
 EDGES = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))  # of a tetrahedron
+SHORTEST = 1e-6  # edge that a mesh keeps, relative to the grid
 OUTSIDE = -1e-6  # the largest field on the grid's border
 
 
@@ -132,7 +133,8 @@ def mesh_from_field(
     """The closed surface around values > level, for values (X, Y, Z) on nodes from ``low`` to ``high`` (a density, or minus a
     signed distance).
 
-    Nodes on the border count as outside. ``largest``: only the connected part with the largest surface.
+    Nodes on the border count as outside; edges of almost no length are gone (:func:`limbeck.scenes.collapsed`). ``largest``: only
+    the connected part with the largest surface.
     """
     if values.ndim != 3 or min(values.shape) < 3:
         raise LimbeckError(f"values of shape {tuple(values.shape)}: a field needs (X, Y, Z) nodes, 3 or more along each axis")
@@ -141,6 +143,7 @@ def mesh_from_field(
     device = values.device
     s = _closed((values - level).reshape(-1), grid.border.to(device))
     mesh = marching_tetrahedra(grid.vertices.to(device), grid.tetrahedra.to(device), s)
+    mesh = collapsed(mesh, SHORTEST * float((grid.vertices[-1] - grid.vertices[0]).abs().max()))
     return largest_component(mesh) if largest else mesh
 
 
