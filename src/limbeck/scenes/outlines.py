@@ -2,8 +2,9 @@
 
 The outline of a picture consists of the edges whose two faces lie on one side of them in the image (or that have one face only),
 as far as no other face covers what is beyond them. Opacity is sigmoid(d / softness), where d is a pixel's distance to the nearest
-point of the outline, in pixels, negative outside. Its gradient is exact as long as the nearest outline edge stays the same. Where
-one part of the mesh ends in front of another, the picture keeps a hard edge without gradient.
+point of the outline, in pixels, negative outside. Its gradient is exact as long as the nearest piece of the outline stays the same.
+Where the outlines of two parts cross, d is known to half a piece of an edge. Where one part of the mesh ends in front of another,
+the picture keeps a hard edge without gradient.
 """
 
 import torch
