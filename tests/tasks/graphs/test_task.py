@@ -1,4 +1,4 @@
-"""Graphs through the command line and Python: distilled, judged by what is counted here, left behind, exported, resumed."""
+"""Graphs through the command line and Python: distilled, judged by what is counted here, left behind, exported."""
 
 import csv
 import json
@@ -92,7 +92,7 @@ def test_hidden_nodes_are_judged_with_all_edges():
     assert task._row(task.logits)["lost"] == pytest.approx(float(wanted), rel=1e-5)
 
 
-def test_the_command_line_distils_resumes_evaluates_and_exports(tmp_path, capsys):
+def test_the_command_line_distils_evaluates_and_exports(tmp_path, capsys):
     run = tmp_path / "run"
     flags = ["--nodes", "240", "--labelled", "10", "--teacher", "sage", "--teacher-epochs", "5", "--hidden-share", "0.2"]
     common = ["--out", str(run), "--quiet", "--track", "none", "--iterations", "12"]
