@@ -25,6 +25,7 @@ from limbeck.scenes.rays import (
     stratified,
     volsdf_density,
 )
+from limbeck.scenes.scene import Scene, Seen, SplatScene
 from limbeck.scenes.splats import Splats, ball, check_splats, splats_from_points
 from limbeck.scenes.splatting import Rendered, project, render
 from limbeck.scenes.views import VIEWS, PerpNeg, perp_neg, view_labels, view_prompts
@@ -44,7 +45,10 @@ __all__ = [
     "PerpNeg",
     "Rendered",
     "Samples",
+    "Scene",
     "ScreenGradients",
+    "Seen",
+    "SplatScene",
     "Splats",
     "VolumeRendered",
     "VolumeScene",
