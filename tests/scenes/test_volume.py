@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from limbeck.errors import LimbeckError
-from limbeck.scenes import VolumeScene, VoxelGrid, ball_range, orbit
+from limbeck.scenes import HashField, HashGrid, Scene, Seen, VolumeScene, VoxelGrid, ball_range, orbit
 
 PARTS = ("rgb", "opacity", "depth", "variance", "weights")
 
@@ -184,6 +184,12 @@ def test_pieces_bound_what_is_remembered():
         return sum(kept.values())
 
     assert remembered(2**12) < remembered(2**30) / 10
+
+
+def test_it_is_a_scene_that_learns_at_the_rates_of_its_field():
+    scene = VolumeScene(grid(), 3)
+    assert isinstance(scene, Scene) and isinstance(scene(cameras()), Seen) and scene.rates == {}
+    assert VolumeScene(HashField(HashGrid(2, log2_size=4))).rates == {"table": 10.0}
 
 
 def test_numbers_expand_and_no_numbers_are_the_middles():

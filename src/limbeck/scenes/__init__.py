@@ -12,7 +12,9 @@ from limbeck.scenes.conventions import CONVENTIONS, from_convention, from_pytorc
 from limbeck.scenes.density import Edit, ScreenGradients, apply_edit, densify, prune, reindexed, reset_opacity
 from limbeck.scenes.export import load_cameras, load_splats, save_cameras, save_gif, save_splats, save_strip
 from limbeck.scenes.harmonics import sh_basis
+from limbeck.scenes.hashgrid import HashField, HashGrid, contracted
 from limbeck.scenes.head import Head, head_library, heads, render_head
+from limbeck.scenes.occupancy import Occupancy
 from limbeck.scenes.rays import (
     Samples,
     ball_range,
@@ -25,7 +27,18 @@ from limbeck.scenes.rays import (
     stratified,
     volsdf_density,
 )
+from limbeck.scenes.regularisers import (
+    binary_entropy,
+    depth_variance,
+    eikonal,
+    mean_scale,
+    opaqueness,
+    orientation,
+    sparsity,
+    total_variation,
+)
 from limbeck.scenes.scene import Scene, Seen, SplatScene
+from limbeck.scenes.shading import SHADINGS, Lit, density_normals, gradient, gradient_by_differences
 from limbeck.scenes.splats import Splats, ball, check_splats, splats_from_points
 from limbeck.scenes.splatting import Rendered, project, render
 from limbeck.scenes.views import VIEWS, PerpNeg, perp_neg, view_labels, view_prompts
@@ -36,12 +49,17 @@ __all__ = [
     "BLOBS",
     "CONVENTIONS",
     "NUMBERS",
+    "SHADINGS",
     "VIEWS",
     "CameraLaw",
     "Cameras",
     "Edit",
     "Field",
+    "HashField",
+    "HashGrid",
     "Head",
+    "Lit",
+    "Occupancy",
     "PerpNeg",
     "Rendered",
     "Samples",
@@ -58,22 +76,32 @@ __all__ = [
     "ball",
     "ball_range",
     "between",
+    "binary_entropy",
     "blob",
     "blurred",
     "box_range",
     "check_splats",
+    "contracted",
     "densify",
+    "density_normals",
+    "depth_variance",
+    "eikonal",
     "from_convention",
     "from_pytorch3d",
+    "gradient",
+    "gradient_by_differences",
     "head_library",
     "heads",
     "importance",
     "load_cameras",
     "load_splats",
     "look_at",
+    "mean_scale",
     "merged",
     "neus_thickness",
+    "opaqueness",
     "orbit",
+    "orientation",
     "perp_neg",
     "pinhole",
     "project",
@@ -89,9 +117,11 @@ __all__ = [
     "save_splats",
     "save_strip",
     "sh_basis",
+    "sparsity",
     "splats_from_points",
     "stratified",
     "to_convention",
+    "total_variation",
     "turntable",
     "view_labels",
     "view_prompts",

@@ -1,6 +1,6 @@
 """Pictures of fields of density and colour by quadrature along rays, differentiable, in bounded memory (arXiv 2003.08934)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -73,6 +73,11 @@ class VolumeScene(nn.Module):
         self.field = field
         self.samples, self.fine, self.bounds, self.radius = samples, fine, bounds, radius
         self.extent, self.max_points = extent, max_points
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """What the learning rates of the field's parameters are multiplied with (:class:`limbeck.training.Role`), by name."""
+        return getattr(self.field, "rates", {})
 
     def forward(
         self, cameras: Cameras, background: Tensor | float = 0.0, u: Tensor | None = None, which: Tensor | None = None
