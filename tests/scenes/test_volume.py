@@ -55,7 +55,10 @@ def test_a_homogeneous_ball_is_its_closed_form(extent, fine):
     torch.testing.assert_close(picture.rgb, colour * opacity[:, None] + 0.25 * (1 - opacity[:, None]), rtol=0, atol=1e-14)
     torch.testing.assert_close(picture.weights.sum(-1), opacity, rtol=0, atol=1e-14)
     assert torch.equal(picture.image, 2 * picture.rgb - 1)
-    assert bool((picture.points.norm(dim=-1)[opacity > 0] <= 0.8 + 1e-12).all())
+    points = scene.points(views, picture.distances)
+    assert bool((points.norm(dim=-1)[opacity > 0] <= 0.8 + 1e-12).all()) and points.shape == (2, 6, 7, 5 + fine, 3)
+    origins, directions = scene.rays(views)
+    torch.testing.assert_close(((points - origins[..., None, :]) * directions[..., None, :]).sum(-1), picture.distances)
 
 
 def test_depth_and_variance_of_a_homogeneous_ball():
