@@ -1,9 +1,9 @@
 """Scenes: cameras in one convention, Gaussian splats and fields, rendered differentiably; their files; an analytic test object.
 
 ``orbit`` and :class:`CameraLaw` make :class:`Cameras`; ``render`` makes pictures of :class:`Splats` from them, and a
-:class:`VolumeScene` those of a field such as :class:`VoxelGrid`. World: z up, +x the
-object's front; cameras look along -z with y up; angles in degrees (:mod:`limbeck.scenes.cameras`). Nothing here is random:
-what needs chance takes uniform or normal numbers from its caller.
+:class:`VolumeScene` those of a field such as :class:`VoxelGrid`. World: z up, +x the object's front; cameras look along -z with
+y up; angles in degrees (:mod:`limbeck.scenes.cameras`). Nothing here is random but the first weights of a :class:`HashField`:
+what else needs chance takes uniform or normal numbers from its caller.
 """
 
 from limbeck.scenes.camera_laws import NUMBERS, CameraLaw, between
