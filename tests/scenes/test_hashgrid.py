@@ -147,6 +147,21 @@ def test_a_field_starts_as_its_blob_and_its_normals_are_analytic(unbounded):
     assert bool((field(at)[1] == 0.5).all())
 
 
+def test_points_beyond_the_grid_are_on_its_nearest_face_and_space_is_contracted_into_it():
+    grid = filled(2, 2, 10, 3, 12)
+    beyond = 3 * points(20) - 1
+    torch.testing.assert_close(grid(beyond), grid(beyond.clamp(0, 1)), rtol=0, atol=1e-14)
+    torch.manual_seed(0)
+    field = HashField(grid, 8, radius=1.5, unbounded=True, kind="none").double()
+    at = 30 * points(1, 20) - 15
+    raw = field.network(grid(contracted(at / 1.5) / 4 + 0.5))  # the ball of radius 2 fills the cube
+    torch.testing.assert_close(field(at)[0], 4 * F.softplus(raw[..., 0]), rtol=0, atol=1e-12)
+    bounded = HashField(grid, 8, radius=1.5, kind="none").double()
+    inner = 3 * points(1, 20) - 1.5
+    raw = bounded.network(grid((inner + 1.5) / 3))
+    torch.testing.assert_close(bounded(inner)[0], 4 * F.softplus(raw[..., 0]), rtol=0, atol=1e-12)
+
+
 def test_a_field_in_a_scene_has_gradients_everywhere():
     torch.manual_seed(0)
     field = HashField(HashGrid(4, 2, 10, 3, 12), 8)

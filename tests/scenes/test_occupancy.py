@@ -17,8 +17,8 @@ def uniform(*shape, seed=0):
 
 
 def corner(points, which=None):
-    """Density 3 where all coordinates exceed 0.25, and a colour of the place."""
-    return 3.0 * (points > 0.25).all(-1), points.abs().movedim(-1, 1)
+    """Density 3 where x > 0.25, y > 0 and z > -0.25, and a colour of the place."""
+    return 3.0 * (points > points.new_tensor([0.25, 0.0, -0.25])).all(-1), points.abs().movedim(-1, 1)
 
 
 def test_an_occupied_field_is_the_field_and_asks_it_less():
@@ -34,10 +34,10 @@ def test_an_occupied_field_is_the_field_and_asks_it_less():
     first = VolumeScene(grid, 40)(cameras, 0.5)
     torch.testing.assert_close(first.rgb, expected.rgb, rtol=0, atol=1e-14)
     grid.update(0, uniform(8, 8, 8, 3))
-    assert int((grid.density > 0).sum()) == 27  # 0.25 is a face of cells: three of eight a side are full
+    assert int((grid.density > 0).sum()) == 3 * 4 * 5  # they are faces of cells: 3, 4 and 5 of 8 are full
     later = VolumeScene(grid, 40)(cameras, 0.5)
     torch.testing.assert_close(later.rgb, expected.rgb, rtol=0, atol=1e-14)
-    assert asked[-1] < 0.1 * asked[0] and float(expected.opacity.max()) > 0.5
+    assert asked[-1] < 0.2 * asked[0] and float(expected.opacity.max()) > 0.5
 
 
 def test_occupancy_forgets_by_its_decay_and_looks_now_and_then():
