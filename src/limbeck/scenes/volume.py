@@ -14,7 +14,7 @@ from limbeck.scenes.rays import Samples, ball_range, blurred, box_range, importa
 
 BOUNDS = {"box": box_range, "ball": ball_range}
 BLOCK = 2**16  # points worked on at once where they are found again: what fits a cache
-MAX_POINTS = 2**22  # remembered for the backward pass, about 120 bytes each in float32 on a voxel grid
+MAX_POINTS = 2**22  # remembered for the backward pass, about 140 bytes each in float32 on a voxel grid
 Field = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 """(points (B, ..., 3), which (B,) or None) -> density (B, ...) >= 0 per world unit, colour (B, 3, ...) in [0, 1]. ``which`` says which
 scene of several each camera looks at.
