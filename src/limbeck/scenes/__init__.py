@@ -1,9 +1,13 @@
-"""Scenes: cameras in one convention, Gaussian splats and fields, rendered differentiably; their files; an analytic test object.
+"""Scenes: cameras in one convention; Gaussian splats, fields and meshes, rendered differentiably; their files; a test object.
 
-``orbit`` and :class:`CameraLaw` make :class:`Cameras`; ``render`` makes pictures of :class:`Splats` from them, and a
-:class:`VolumeScene` those of a field such as :class:`VoxelGrid`. World: z up, +x the object's front; cameras look along -z with
-y up; angles in degrees (:mod:`limbeck.scenes.cameras`). Nothing here is random but the first weights of a :class:`HashField`:
-what else needs chance takes uniform or normal numbers from its caller.
+``orbit`` and :class:`CameraLaw` make :class:`Cameras`, ``render`` makes pictures of :class:`Splats` from them. World: z up, +x the
+object's front; cameras look along -z with y up; angles in degrees (:mod:`limbeck.scenes.cameras`). Nothing here is random but the
+first weights of a :class:`HashField`: what else needs chance takes uniform or normal numbers from its caller.
+
+A :class:`VolumeScene` makes pictures of a field of density and colour: of one or several :class:`VoxelGrid`, or a :class:`HashField`.
+
+``render_mesh`` makes pictures of a :class:`Mesh` in torch; a :class:`MeshScene` learns one, as the surface of a field on tetrahedra
+(:class:`DMTet`) with a colour at each point.
 """
 
 from limbeck.scenes.camera_laws import NUMBERS, CameraLaw, between
@@ -14,7 +18,12 @@ from limbeck.scenes.export import load_cameras, load_splats, save_cameras, save_
 from limbeck.scenes.harmonics import sh_basis
 from limbeck.scenes.hashgrid import HashField, HashGrid, contracted
 from limbeck.scenes.head import Head, head_library, heads, render_head
+from limbeck.scenes.mesh_files import load_mesh, save_mesh
+from limbeck.scenes.mesh_scene import ColourGrid, MeshRendered, MeshScene, render_mesh
+from limbeck.scenes.meshes import Mesh, check_mesh, collapsed, is_watertight, laplacian, largest_component, normal_consistency
 from limbeck.scenes.occupancy import Occupancy
+from limbeck.scenes.outlines import soft_outlines
+from limbeck.scenes.rasterise import Fragments, interpolate, rasterise
 from limbeck.scenes.rays import (
     Samples,
     ball_range,
@@ -41,6 +50,8 @@ from limbeck.scenes.scene import Scene, Seen, SplatScene
 from limbeck.scenes.shading import SHADINGS, Lit, density_normals, gradient, gradient_by_differences
 from limbeck.scenes.splats import Splats, ball, check_splats, splats_from_points
 from limbeck.scenes.splatting import Rendered, project, render
+from limbeck.scenes.tetrahedra import DMTet, TetGrid, marching_tetrahedra, mesh_from_field, tet_grid
+from limbeck.scenes.texture import baked, sample_texture
 from limbeck.scenes.viewpoint import Viewpoint, save_scene
 from limbeck.scenes.views import VIEWS, PerpNeg, perp_neg, view_labels, view_prompts
 from limbeck.scenes.volume import Field, VolumeRendered, VolumeScene
@@ -54,12 +65,18 @@ __all__ = [
     "VIEWS",
     "CameraLaw",
     "Cameras",
+    "ColourGrid",
+    "DMTet",
     "Edit",
     "Field",
+    "Fragments",
     "HashField",
     "HashGrid",
     "Head",
     "Lit",
+    "Mesh",
+    "MeshRendered",
+    "MeshScene",
     "Occupancy",
     "PerpNeg",
     "Rendered",
@@ -69,12 +86,14 @@ __all__ = [
     "Seen",
     "SplatScene",
     "Splats",
+    "TetGrid",
     "Viewpoint",
     "VolumeRendered",
     "VolumeScene",
     "VoxelGrid",
     "angles",
     "apply_edit",
+    "baked",
     "ball",
     "ball_range",
     "between",
@@ -82,7 +101,9 @@ __all__ = [
     "blob",
     "blurred",
     "box_range",
+    "check_mesh",
     "check_splats",
+    "collapsed",
     "contracted",
     "densify",
     "density_normals",
@@ -95,12 +116,20 @@ __all__ = [
     "head_library",
     "heads",
     "importance",
+    "interpolate",
+    "is_watertight",
+    "laplacian",
+    "largest_component",
     "load_cameras",
+    "load_mesh",
     "load_splats",
     "look_at",
+    "marching_tetrahedra",
     "mean_scale",
     "merged",
+    "mesh_from_field",
     "neus_thickness",
+    "normal_consistency",
     "opaqueness",
     "orbit",
     "orientation",
@@ -109,20 +138,26 @@ __all__ = [
     "project",
     "prune",
     "pytorch3d_matrices",
+    "rasterise",
     "ray_weights",
     "reindexed",
     "render",
     "render_head",
+    "render_mesh",
     "reset_opacity",
+    "sample_texture",
     "save_cameras",
     "save_gif",
+    "save_mesh",
     "save_scene",
     "save_splats",
     "save_strip",
     "sh_basis",
+    "soft_outlines",
     "sparsity",
     "splats_from_points",
     "stratified",
+    "tet_grid",
     "to_convention",
     "total_variation",
     "turntable",
