@@ -26,9 +26,11 @@ def tile_parts(n: int, count: int, overlap: int, align: int) -> tuple[int, list[
     2 align (rounding); an inner one so on both sides, its tile starting at a multiple of ``align``. Two tiles are the corners of
     adaptive cropping (IMDN, arXiv 1909.11856, section 3.3). Raises LimbeckError where no such tiles fit.
     """
+    if not 1 <= count <= n:
+        raise LimbeckError(f"{count} tiles along {n} pixels: give from 1 to {n}")
     side = n // count + overlap * min(count - 1, 2)
     side -= side % align
-    if not 1 <= count <= n or not side <= n or (count == 1 and side != n):
+    if side > n or (count == 1 and side != n):
         raise LimbeckError(
             f"{count} tiles of side {side} (overlap {overlap}, a multiple of {align}) do not fit a side of {n} pixels: give fewer tiles, "
             "less overlap, or pad the picture"
