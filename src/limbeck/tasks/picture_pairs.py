@@ -14,14 +14,15 @@ from limbeck.training import Keyed
 
 
 class PicturePairs:
-    """A source of crops: ``low`` and ``high`` hold a picture (3, h, w) and (3, s h, s w) each, RGB in [0, 1], of any sizes.
+    """A source of crops: ``low`` and ``high`` hold a picture (3, h, w) and (3, s h, s w) each, of any sizes.
 
-    s, the ``scale``, is one for all pairs (1: the degraded picture has the size of the real one). A row is a pair; which part of it
-    is seen is drawn with the iteration's noise (:meth:`crops`), so :meth:`fetch` has nothing to give.
-    Raises LimbeckError for another range, integers, sizes that do not fit, or no picture.
+    RGB, uint8 or floating point in [0, 1]; crops are in [0, 1] and in ``dtype``. s, the ``scale``, is one for all pairs (1: the
+    degraded picture has the size of the real one). A row is a pair; which part of it is seen is drawn with the iteration's noise
+    (:meth:`crops`), so :meth:`fetch` has nothing to give.
+    Raises LimbeckError for another range or dtype, sizes that do not fit, or no picture.
     """
 
-    def __init__(self, low: Sequence[Tensor], high: Sequence[Tensor]):
+    def __init__(self, low: Sequence[Tensor], high: Sequence[Tensor], dtype: torch.dtype = torch.float32):
         if len(low) != len(high) or not low:
             raise LimbeckError(f"{len(low)} degraded and {len(high)} real pictures: give as many of both, and at least one")
         self.scale = max(high[0].shape[-1] // max(low[0].shape[-1], 1), 1)
@@ -33,11 +34,19 @@ class PicturePairs:
                     f"pair {i} has {tuple(a.shape[1:])} and {tuple(b.shape[1:])} pixels, which is no factor of {self.scale} as in the "
                     "first pair: cut the real picture to a multiple of the scale (limbeck.metrics.modcrop) and degrade that"
                 )
-        self.low, self.high, self.size = list(low), list(high), len(low)
+        self.low, self.high, self.size, self.dtype = list(low), list(high), len(low), dtype
 
     def fetch(self, rows: Tensor) -> tuple[Tensor | None, Cond | None]:
         """Nothing: crops need the noise of the iteration."""
         return None, None
+
+    def pairs(self, scale: int) -> "PicturePairs":
+        """Itself, whatever is asked for: these pairs are given."""
+        return self
+
+    def pair(self, row: int) -> tuple[Tensor, Tensor]:
+        """One pair whole, as batches of one in [0, 1]: (1, 3, h, w), (1, 3, s h, s w)."""
+        return self._unit(self.low[row])[None], self._unit(self.high[row])[None]
 
     def crops(self, rows: Tensor, noise: Keyed, patch: int) -> tuple[Tensor, Tensor]:
         """(degraded (B, 3, patch / s, patch / s), real (B, 3, patch, patch)) of these rows, one crop each, keyed by sample.
@@ -63,33 +72,32 @@ class PicturePairs:
             for out, picture, s in zip(crops, (self.low[row], self.high[row]), (1, self.scale), strict=True):
                 part = picture[:, s * top : s * (top + small), s * left : s * (left + small)]
                 out.append(_turned(part, turn))
-        low, high = (torch.stack(part).to(noise.device) for part in crops)
+        low, high = (self._unit(torch.stack(part)).to(noise.device) for part in crops)
         return low, high
 
-
-def _turned(x: Tensor, turn: int) -> Tensor:
-    x = x.flip(-1) if turn & 1 else x
-    x = x.flip(-2) if turn & 2 else x
-    return x.mT if turn & 4 else x
+    def _unit(self, x: Tensor) -> Tensor:
+        return x.to(self.dtype) / 255 if x.dtype == torch.uint8 else x.to(self.dtype)
 
 
-def check_picture(x: Tensor, name: str = "picture") -> Tensor:
-    """The picture itself. Raises LimbeckError unless it is RGB (3, H, W), floating point in [0, 1]."""
-    if x.ndim != 3 or x.shape[0] != 3 or 0 in x.shape:
-        hint = "repeat the grey channel: x.expand(3, -1, -1)" if x.ndim == 3 and x.shape[0] == 1 else "give RGB, channels first"
-        raise LimbeckError(f"{name} has shape {tuple(x.shape)}, not (3, H, W); {hint}")
-    if not x.is_floating_point():
-        raise LimbeckError(f"{name} has dtype {x.dtype}: give floating point in [0, 1], 8-bit levels over 255")
-    low, high = float(x.min()), float(x.max())
-    if not (low >= 0 and high <= 1):
-        raise LimbeckError(
-            f"the values of {name} go from {low:.4g} to {high:.4g}; super-resolution takes RGB in [0, 1]: of 8-bit levels x / 255, of "
-            "[-1, 1] (x + 1) / 2"
-        )
-    return x
+class DegradedPictures:
+    """Real pictures (3, H, W), uint8, as a source: their pairs are made for the scale that is asked for, once."""
+
+    def __init__(self, pictures: Sequence[Tensor], dtype: torch.dtype = torch.float32):
+        self.pictures, self.size, self.dtype = list(pictures), len(pictures), dtype
+        self._made: dict[int, PicturePairs] = {}
+
+    def fetch(self, rows: Tensor) -> tuple[Tensor | None, Cond | None]:
+        """Nothing, as with `PicturePairs`."""
+        return None, None
+
+    def pairs(self, scale: int) -> PicturePairs:
+        """The pictures with MATLAB's bicubic of them at 1 / ``scale``."""
+        if scale not in self._made:
+            self._made[scale] = degraded_pairs(self.pictures, scale, self.dtype)
+        return self._made[scale]
 
 
-def degraded_pairs(pictures: Sequence[Tensor], scale: int) -> PicturePairs:
+def degraded_pairs(pictures: Sequence[Tensor], scale: int, dtype: torch.dtype = torch.float32) -> PicturePairs:
     """Pairs of RGB pictures (3, H, W), uint8, with MATLAB's bicubic of them at 1 / ``scale``, rounded to 8 bits as the field does.
 
     Sides that are no multiple of the scale are cut, and a warning says of how many pictures.
@@ -102,5 +110,27 @@ def degraded_pairs(pictures: Sequence[Tensor], scale: int) -> PicturePairs:
         whole = [modcrop(picture, scale) for picture in pictures]
     if cut := sum(a.shape != b.shape for a, b in zip(whole, pictures, strict=True)):
         warnings.warn(f"cut {cut} of {len(pictures)} pictures to multiples of the scale {scale}", stacklevel=2)
-    low = [resize(picture, 1 / scale).float() / 255 for picture in whole]
-    return PicturePairs(low, [picture.float() / 255 for picture in whole])
+    return PicturePairs([resize(picture, 1 / scale) for picture in whole], whole, dtype)
+
+
+def check_picture(x: Tensor, name: str = "picture") -> None:
+    """Raise LimbeckError unless it is RGB (3, H, W), uint8 or floating point in [0, 1]."""
+    if x.ndim != 3 or x.shape[0] != 3 or 0 in x.shape:
+        hint = "repeat the grey channel: x.expand(3, -1, -1)" if x.ndim == 3 and x.shape[0] == 1 else "give RGB, channels first"
+        raise LimbeckError(f"{name} has shape {tuple(x.shape)}, not (3, H, W); {hint}")
+    if x.dtype == torch.uint8:
+        return
+    if not x.is_floating_point():
+        raise LimbeckError(f"{name} has dtype {x.dtype}: give uint8, or floating point in [0, 1]")
+    low, high = float(x.min()), float(x.max())
+    if not (low >= 0 and high <= 1):
+        raise LimbeckError(
+            f"the values of {name} go from {low:.4g} to {high:.4g}; super-resolution takes RGB in [0, 1]: of 8-bit levels x / 255, of "
+            "[-1, 1] (x + 1) / 2"
+        )
+
+
+def _turned(x: Tensor, turn: int) -> Tensor:
+    x = x.flip(-1) if turn & 1 else x
+    x = x.flip(-2) if turn & 2 else x
+    return x.mT if turn & 4 else x

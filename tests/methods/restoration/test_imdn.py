@@ -22,8 +22,7 @@ TINY = IMDNOptions(patch=8, blocks=1, student=SGD)
 def pairs(scale=2, dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
     pictures = [torch.randint(256, (3, h, w), generator=generator, dtype=torch.uint8) for h, w in ((24, 36), (36, 30), (18, 24))]
-    found = degraded_pairs(pictures, scale)
-    return PicturePairs([x.to(dtype) for x in found.low], [x.to(dtype) for x in found.high])
+    return degraded_pairs(pictures, scale, dtype)
 
 
 def loop(method, source, **options):

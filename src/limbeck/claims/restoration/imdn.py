@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.claims.claim import Check, Claim, Figures, at_least, at_most, medians
-from limbeck.claims.restoration.pictures import photos
 from limbeck.methods.restoration.imdn import PRESETS, IMDNTraining, new_student
 from limbeck.metrics import luma_scores
 from limbeck.networks.imdn.networks import SuperResolver
-from limbeck.networks.resize import resize
+from limbeck.tasks.photos_sr import enlarged, load_photos
 from limbeck.tasks.picture_pairs import PicturePairs, degraded_pairs
 from limbeck.training import Loop, LoopOptions
 
@@ -55,8 +54,8 @@ class Plain(SuperResolver):
 
 def measure(seed: int) -> Figures:
     """One seed of all arms: PSNR (dB) and SSIM of luma on the held-out photo."""
-    real, held_out = photos()
-    pairs, judged = degraded_pairs(real, 2), degraded_pairs([held_out], 2)
+    *real, held_out = load_photos().values()
+    pairs, (low, high) = degraded_pairs(real, 2), degraded_pairs([held_out], 2).pair(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         plain = Plain()
@@ -67,24 +66,18 @@ def measure(seed: int) -> Figures:
         "mean": (new_student(replace(OPTIONS, statistic="mean"), seed), pairs),
         "shifted": (new_student(OPTIONS, seed), shifted),
     }
-    figures = scores("bicubic", bicubic(judged), judged)
+    figures = scores("bicubic", enlarged(low, 2), high)
     for arm, (network, source) in arms.items():
         method = IMDNTraining(network, OPTIONS)
         Loop(method, source, LoopOptions(ITERATIONS, OPTIONS.batch, seed=seed), quiet=True).train()
-        figures |= scores(arm, method.restored(judged.low[0][None]), judged)
+        figures |= scores(arm, method.restored(low), high)
         figures[f"{arm} parameters"] = float(sum(p.numel() for p in network.parameters()))
     return figures
 
 
-def bicubic(judged: PicturePairs) -> Tensor:
-    """The degraded photo, enlarged by MATLAB's bicubic in 8 bits (1, 3, H, W)."""
-    levels = (255 * judged.low[0][None]).round().to(torch.uint8)
-    return resize(levels, judged.scale).float() / 255
-
-
-def scores(arm: str, restored: Tensor, judged: PicturePairs) -> Figures:
+def scores(arm: str, restored: Tensor, high: Tensor) -> Figures:
     """The two figures of an arm."""
-    psnr, ssim = luma_scores(restored, judged.high[0][None], judged.scale)
+    psnr, ssim = luma_scores(restored, high, 2)
     return {f"{arm} psnr": float(psnr), f"{arm} ssim": float(ssim)}
 
 

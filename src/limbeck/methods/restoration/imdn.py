@@ -16,6 +16,7 @@ the same loss trains it. Rates, iterations and the beginning of x3 and x4 are th
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from limbeck.errors import LimbeckError
 from limbeck.networks.imdn import IMDN, copy_body, load_imdn
 from limbeck.networks.imdn.blocks import Statistic
-from limbeck.tasks.picture_pairs import PicturePairs
+from limbeck.tasks.picture_pairs import DegradedPictures, PicturePairs
 from limbeck.training import Batch, EmaOptions, Method, OptimizerOptions, Role, Step, Update
 
 
@@ -76,19 +77,25 @@ def new_student(options: IMDNOptions, seed: int = 0, begin: IMDN | Path | str | 
 
 
 class IMDNTraining(Method):
-    """See the module. ``student``: an IMDN, or any network from degraded to real pictures; the source is `PicturePairs`."""
+    """See the module. ``student``: an IMDN, or any network from degraded to real pictures; the source is `PicturePairs` or `DegradedPictures`."""
 
     def __init__(self, student: nn.Module, options: IMDNOptions = PRESETS["recommended"]):
         self.student, self.options = student, options
         self.roles = {"student": Role(student, options.student, options.ema)}
 
+    @classmethod
+    def on(cls, task: Any, options: IMDNOptions, seed: int) -> "IMDNTraining":
+        """A new student for the pictures of a :class:`limbeck.tasks.photos_sr.SuperResolution`."""
+        return cls(new_student(options, seed, task.begin_with).to(task.device, task.source.dtype), options)
+
     def step(self, batch: Batch) -> Step:
-        if not isinstance(batch.source, PicturePairs):
+        source = batch.source
+        if not isinstance(source, PicturePairs | DegradedPictures):
             raise LimbeckError(
-                f"IMDN learns from pairs of pictures, not from a {type(batch.source).__name__}: give "
+                f"IMDN learns from pairs of pictures, not from a {type(source).__name__}: give "
                 "limbeck.tasks.picture_pairs.degraded_pairs(pictures, scale)"
             )
-        x, y = batch.source.crops(batch.rows, batch.noise, self.options.patch)  # (1) and (2)
+        x, y = source.pairs(self.options.scale).crops(batch.rows, batch.noise, self.options.patch)  # (1) and (2)
         answer = self.student(x)
         if answer.shape != y.shape:
             raise LimbeckError(_misfit(self.student, x, answer, y))
