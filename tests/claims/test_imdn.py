@@ -21,7 +21,9 @@ def lost(**changes):
 
 def test_good_figures_hold_and_what_does_not_show_is_said():
     assert not lost()
-    assert [c.statement for c in judge([GOOD]) if not c.gated and not c.holds] == ["IMDN over a plain residual network of its size, dB"]
+    assert [c.statement for c in judge([GOOD]) if not c.gated and not c.holds] == [
+        "IMDN over a plain residual network of its size, dB"
+    ]
 
 
 @pytest.mark.parametrize(

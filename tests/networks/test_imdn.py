@@ -53,7 +53,11 @@ def test_sizes_are_the_published_ones_to_the_unit_and_pictures_are_enlarged(name
 
 
 def test_names_are_those_of_the_published_checkpoints():
-    block = [f"{layer}.{kind}" for layer in ("c1", "c2", "c3", "c4", "c5", "cca.conv_du.0", "cca.conv_du.2") for kind in ("weight", "bias")]
+    block = [
+        f"{layer}.{kind}"
+        for layer in ("c1", "c2", "c3", "c4", "c5", "cca.conv_du.0", "cca.conv_du.2")
+        for kind in ("weight", "bias")
+    ]
     ends = [f"{layer}.{kind}" for layer in ("fea_conv", "c.0", "LR_conv", "upsampler.0") for kind in ("weight", "bias")]
     assert set(IMDN(3).state_dict()) == {*ends, *(f"IMDB{k}.{name}" for k in range(1, 7) for name in block)}
     shapes = {name: tuple(p.shape) for name, p in IMDN(3).state_dict().items()}
@@ -145,10 +149,13 @@ def test_checkpoints_in_the_published_layout_are_read(tmp_path, name, suffix):
 
 
 def test_our_own_files_go_there_and_back_and_tell_the_statistic(tmp_path):
-    network = seeded(lambda: IMDN(2, 16, 3))
-    file = save_imdn(tmp_path / "student", network)
-    assert file == tmp_path / "student.safetensors" and load_imdn(file, 2).config == network.config
-    assert all(torch.equal(v, network.state_dict()[k]) for k, v in load_file(file).items())
+    for statistic in ("std+mean", "mean"):
+        network = seeded(lambda statistic=statistic: IMDN(2, 16, 3, statistic))
+        file = save_imdn(tmp_path / "student", network)
+        found = load_imdn(file, 2)
+        assert file == tmp_path / "student.safetensors" and found.config == network.config
+        assert found.IMDB2.cca.statistic == statistic
+        assert all(torch.equal(v, network.state_dict()[k]) for k, v in load_file(file).items())
 
 
 def test_bad_checkpoints_are_named(tmp_path):
@@ -162,10 +169,16 @@ def test_bad_checkpoints_are_named(tmp_path):
     (tmp_path / "damaged.safetensors").write_bytes(b"no")
     for call, message in (
         (lambda: load_imdn(tmp_path / "none.pth"), "none.pth does not exist"),
-        (lambda: load_imdn(written("x3.pth", good), 2), r"27 rows = 3 x 3\^2, so the checkpoint is for scale 3, and scale=2 .* give scale=3"),
+        (
+            lambda: load_imdn(written("x3.pth", good), 2),
+            r"27 rows = 3 x 3\^2, so the checkpoint is for scale 3, and scale=2 .* give scale=3",
+        ),
         (lambda: load_imdn(written("odd.pth", odd)), "20 rows, which is 3 s.2 for no scale of 2, 3 and 4"),
         (lambda: load_imdn(written("as.pth", IMDNAS(16, 1).state_dict()), 4), "IMDNAS, which enlarges by 1, not by scale=4"),
-        (lambda: load_imdn(written("other.pth", {"a": torch.zeros(1)})), "holds no IMDN .its first names are a.; expected fea_conv"),
+        (
+            lambda: load_imdn(written("other.pth", {"a": torch.zeros(1)})),
+            "holds no IMDN .its first names are a.; expected fea_conv",
+        ),
         (lambda: load_imdn(written("list.pth", [1, 2])), "holds no state dict"),
         (lambda: load_imdn(written("pickle.pth", nn.Linear(1, 1))), "pickle.pth cannot be read .* tensors alone"),
         (lambda: load_imdn(written("part.pth", {k: v for k, v in good.items() if "c5" not in k})), "no whole IMDN: .*IMDB1.c5"),
@@ -189,7 +202,10 @@ def test_three_and_four_begin_with_two_but_for_the_last_convolution():
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), r"IMDN expects float RGB in \[0, 1\], not torch.uint8: give x.float\(\) / 255"),
+        (
+            torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
+            r"IMDN expects float RGB in \[0, 1\], not torch.uint8: give x.float\(\) / 255",
+        ),
         (255 * picture(), r"IMDN expects float RGB in \[0, 1\], but x goes from .* to 25.*: divide"),
         (2 * picture() - 1, r"IMDN expects float RGB in \[0, 1\], but x goes from -0.9.*give \(x \+ 1\) / 2"),
         (picture()[:, :1], r"expects RGB \(B, 3, H, W\), not \(2, 1, 20, 24\): repeat the grey channel"),

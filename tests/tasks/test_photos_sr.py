@@ -100,7 +100,9 @@ def test_a_run_from_the_command_line_leaves_a_student_pictures_and_a_report(fold
     assert cli.main(["distill", "imdn", "--task", "photos-sr", "--data", str(folder), "--out", str(run), *short]) == 0
     assert "PSNR of luma" in capsys.readouterr().out
     summary = json.loads((run / "summary.json").read_text())
-    assert set(summary["table"]["rows"]) == {"bicubic", "student"} and summary["pictures"][0]["title"] == "Bicubic, student, real"
+    assert (
+        set(summary["table"]["rows"]) == {"bicubic", "student"} and summary["pictures"][0]["title"] == "Bicubic, student, real"
+    )
     done, task = open_run(run, quiet=True)
     low, _ = task.held_out.pairs(2).pair(0)
     restored = done.method.restored(low)

@@ -82,7 +82,9 @@ def modcrop(x: Tensor, scale: int) -> Tensor:
     if min(h, w) == 0:
         raise LimbeckError(f"a picture of {tuple(x.shape[-2:])} pixels is smaller than one of scale {scale}")
     if (h, w) != tuple(x.shape[-2:]):
-        warnings.warn(f"cut a picture of {tuple(x.shape[-2:])} pixels to {(h, w)}, multiples of the scale {scale}", stacklevel=2)
+        warnings.warn(
+            f"cut a picture of {tuple(x.shape[-2:])} pixels to {(h, w)}, multiples of the scale {scale}", stacklevel=2
+        )
     return x[..., :h, :w]
 
 

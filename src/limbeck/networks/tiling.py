@@ -45,7 +45,9 @@ def tile_parts(n: int, count: int, overlap: int, align: int) -> tuple[int, list[
             start -= start % align
         parts.append(Part(start, begin, end))
     if any(not p.start <= p.begin <= p.end <= p.start + side for p in parts):
-        raise LimbeckError(f"overlap={overlap} is too little for tiles that are multiples of {align}: give at least {2 * align}")
+        raise LimbeckError(
+            f"overlap={overlap} is too little for tiles that are multiples of {align}: give at least {2 * align}"
+        )
     return side, parts
 
 

@@ -40,7 +40,13 @@ def load_photos() -> dict[str, Tensor]:
     except ImportError:
         raise missing_extra("restoration", "the photos need scikit-image") from None
     china, flower = load_sample_images().images
-    arrays = {"china": china, "flower": flower, "coffee": data.coffee(), "chelsea": data.chelsea(), "astronaut": data.astronaut()}
+    arrays = {
+        "china": china,
+        "flower": flower,
+        "coffee": data.coffee(),
+        "chelsea": data.chelsea(),
+        "astronaut": data.astronaut(),
+    }
     pictures = {name: torch.tensor(array).permute(2, 0, 1) for name, array in arrays.items()}
     return {n: p[:, : p.shape[1] // 12 * 12, : p.shape[2] // 12 * 12].contiguous() for n, p in pictures.items()}
 
@@ -75,7 +81,10 @@ class SuperResolution:
         gain = after["psnr"] - before["psnr"]
         headline = f"x{scale} of {count}: {after['psnr']:.2f} dB, {abs(gain):.2f} dB {'over' if gain > 0 else 'under'} bicubic"
         held = ", ".join(self.names[:6]) + (", ..." if len(self.names) > 6 else "")
-        notes = [f"Trained on {self.source.size} pictures, judged on others: {held}.", "The degradation is bicubic, of 8-bit levels."]
+        notes = [
+            f"Trained on {self.source.size} pictures, judged on others: {held}.",
+            "The degradation is bicubic, of 8-bit levels.",
+        ]
         return judgement({"bicubic": before, "student": after}, COLUMNS, headline, notes)
 
     def album(self, method: Any) -> dict[str, Picture]:

@@ -21,7 +21,9 @@ TINY = IMDNOptions(patch=8, blocks=1, student=SGD)
 
 def pairs(scale=2, dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
-    pictures = [torch.randint(256, (3, h, w), generator=generator, dtype=torch.uint8) for h, w in ((24, 36), (36, 30), (18, 24))]
+    pictures = [
+        torch.randint(256, (3, h, w), generator=generator, dtype=torch.uint8) for h, w in ((24, 36), (36, 30), (18, 24))
+    ]
     return degraded_pairs(pictures, scale, dtype)
 
 
@@ -61,9 +63,8 @@ def test_resume_is_bitwise(tmp_path):
     options = IMDNOptions(patch=8, blocks=1, student=adam, ema=EmaOptions("constant", 0.9))
 
     def run(folder, seed=0):
-        return Loop(
-            IMDNTraining(new_student(options, seed), options), pairs(), LoopOptions(9, batch=4, checkpoint_every=4), folder=folder, quiet=True
-        )  # fmt: skip
+        method, steps = IMDNTraining(new_student(options, seed), options), LoopOptions(9, batch=4, checkpoint_every=4)
+        return Loop(method, pairs(), steps, folder=folder, quiet=True)
 
     whole = run(tmp_path / "whole")
     whole.train()
@@ -91,7 +92,7 @@ def test_it_learns_to_repeat_pixels():
         last = run.iterate()["loss/student"]
     assert last < 0.25 * first
     answer = run.method.restored(low[0][None])
-    assert answer.shape == (1, 3, 32, 32) and 0 <= float(answer.min()) and float(answer.max()) <= 1
+    assert answer.shape == (1, 3, 32, 32) and float(answer.min()) >= 0 and float(answer.max()) <= 1
     assert run.method.student.training
     nearest = F.interpolate(low[0][None], scale_factor=2)
     assert float((answer - nearest).abs().mean()) < 0.08
@@ -127,14 +128,21 @@ def test_three_begins_with_two_from_memory_or_a_file(tmp_path):
 
 def test_bad_input_is_named():
     same = [torch.rand(3, 16, 16)]
+
+    def one(student, source, options=TINY):
+        return lambda: loop(IMDNTraining(student, options), source).iterate()
+
     for call, message in (
-        (lambda: loop(IMDNTraining(new_student(TINY), TINY), TensorSource(torch.zeros(6, 3, 8, 8))).iterate(), "not from a TensorSource: give .*degraded_pairs"),
-        (lambda: loop(IMDNTraining(IMDNAS(16, 1), TINY), pairs()).iterate(), r"IMDNAS made \(6, 3, 4, 4\) of \(6, 3, 4, 4\), .* keeps the size, so it is not enlarged; .* already resized"),
-        (lambda: loop(IMDNTraining(new_student(TINY), TINY), PicturePairs(same, same)).iterate(), "scale is another one than the pairs'"),
-        (lambda: loop(IMDNTraining(nn.Identity(), TINY), pairs()), "none of its parameters"),
+        (one(new_student(TINY), TensorSource(torch.zeros(6, 3, 8, 8))), "not from a TensorSource: give .*degraded_pairs"),
+        (
+            one(IMDNAS(16, 1), pairs()),
+            r"IMDNAS made \(6, 3, 4, 4\) of \(6, 3, 4, 4\), .* so it is not enlarged; .* already resized",
+        ),
+        (one(new_student(TINY), PicturePairs(same, same)), "scale is another one than the pairs'"),
+        (one(nn.Identity(), pairs()), "none of its parameters"),
+        (one(new_student(TINY), pairs(), IMDNOptions(patch=40)), "patch=40 is larger than real picture"),
         (lambda: IMDNOptions(scale=3, patch=16), "patch=16 must be a multiple of scale=3"),
-        (lambda: loop(IMDNTraining(new_student(TINY), IMDNOptions(patch=40)), pairs()).iterate(), "patch=40 is larger than real picture"),
         (lambda: new_student(IMDNOptions(scale=8)), "scale=8: IMDN enlarges by 2, 3 or 4"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(LimbeckError, match=message):
             call()

@@ -83,7 +83,9 @@ def scores(arm: str, restored: Tensor, high: Tensor) -> Figures:
 
 def judge(runs: Sequence[Figures]) -> list[Check]:
     """The gates: differences within a seed, medians over the seeds."""
-    gap = medians([{arm: run["IMDN psnr"] - run[f"{arm} psnr"] for arm in ("bicubic", "plain", "mean", "shifted")} for run in runs])
+    gap = medians(
+        [{arm: run["IMDN psnr"] - run[f"{arm} psnr"] for arm in ("bicubic", "plain", "mean", "shifted")} for run in runs]
+    )
     m = medians([run | {"size": run["plain parameters"] / run["IMDN parameters"] - 1} for run in runs])
     lost = medians([{"psnr": run["shifted psnr"] - run["bicubic psnr"]} for run in runs])["psnr"]
     return [

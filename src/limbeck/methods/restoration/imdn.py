@@ -3,10 +3,10 @@
 The network F and its equations are :mod:`limbeck.networks.imdn`: after each convolution of a block a quarter of the channels is
 kept, the rest is refined. It is trained on pairs alone:
 
-(1) LR = b(HR)                                      MATLAB's bicubic at 1 / s, in 8 bits (:func:`limbeck.tasks.picture_pairs.degraded_pairs`)
-(2) x, y = g(crop(LR)), g(crop(HR))                 one place in both, g one of the 8 symmetries of the square, at random
-(3) L = mean |F(x) - y|                             RGB in [0, 1]
-(4) rate_k = rate 2^-floor(k / K)                   halved every K iterations (``student.halve_every``)
+(1) LR = b(HR)                             MATLAB's bicubic at 1 / s, in 8 bits (:mod:`limbeck.tasks.picture_pairs`)
+(2) x, y = g(crop(LR)), g(crop(HR))        one place in both, g one of the 8 symmetries of the square, at random
+(3) L = mean |F(x) - y|                    RGB in [0, 1]
+(4) rate_k = rate 2^-floor(k / K)          halved every K iterations (``student.halve_every``)
 
 x3 and x4 begin with all weights of a trained x2 but those of the last convolution (:func:`new_student`, ``begin``).
 
@@ -77,7 +77,10 @@ def new_student(options: IMDNOptions, seed: int = 0, begin: IMDN | Path | str | 
 
 
 class IMDNTraining(Method):
-    """See the module. ``student``: an IMDN, or any network from degraded to real pictures; the source is `PicturePairs` or `DegradedPictures`."""
+    """See the module. ``student``: an IMDN, or any network from degraded to real pictures.
+
+    The source is `PicturePairs`, or `DegradedPictures` for the options' scale.
+    """
 
     def __init__(self, student: nn.Module, options: IMDNOptions = PRESETS["recommended"]):
         self.student, self.options = student, options

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from limbeck.errors import LimbeckError
+from limbeck.networks.imdn.blocks import Statistic
 from limbeck.networks.imdn.networks import IMDN, IMDNAS, IMDNRTC, IMDNRTE, SCALES, SuperResolver
 
 
@@ -19,8 +20,9 @@ def load_imdn(path: Path | str, scale: int | None = None) -> SuperResolver:
     Raises LimbeckError for files that cannot be read, hold no IMDN, or one for another scale.
     """
     path = Path(path)
-    state = {name.removeprefix("module."): value for name, value in _read(path).items()}
-    network = _network(path, state, scale)
+    named, facts = _read(path)
+    state = {name.removeprefix("module."): value for name, value in named.items()}
+    network = _network(path, state, scale, "mean" if facts.get("statistic") == "mean" else "std+mean")
     if scale is not None and scale != network.factor:
         raise LimbeckError(f"{path} holds {type(network).__name__}, which enlarges by {network.factor}, not by scale={scale}")
     try:
@@ -52,12 +54,14 @@ def copy_body(student: IMDN, trained: IMDN) -> IMDN:
     return student
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
+def _read(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
+    """The tensors, and what a safetensors file says beside them."""
     if not path.is_file():
         raise LimbeckError(f"{path} does not exist; give a checkpoint of IMDN, .safetensors or .pth")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            with safe_open(path, "pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
         state = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise LimbeckError(f"{path} is damaged: {error}; get it again") from None
@@ -66,10 +70,10 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         raise LimbeckError(f"{path} cannot be read ({reason[:200]}); give a file of tensors alone") from None
     if not isinstance(state, Mapping) or not all(isinstance(n, str) and isinstance(v, Tensor) for n, v in state.items()):
         raise LimbeckError(f"{path} holds no state dict: give a file of names and tensors")
-    return state
+    return state, {}
 
 
-def _network(path: Path, state: Mapping[str, Tensor], scale: int | None) -> SuperResolver:
+def _network(path: Path, state: Mapping[str, Tensor], scale: int | None, statistic: Statistic) -> SuperResolver:
     def blocks(name: str) -> int:
         return sum(1 for key in state if key.startswith(name) and key.endswith(".c1.weight"))
 
@@ -86,11 +90,11 @@ def _network(path: Path, state: Mapping[str, Tensor], scale: int | None) -> Supe
         return found
 
     if "fea_conv.weight" in state and "upsampler.0.weight" in state:
-        return IMDN(enlarged("upsampler.0.weight"), len(state["fea_conv.weight"]), blocks("IMDB"))
+        return IMDN(enlarged("upsampler.0.weight"), len(state["fea_conv.weight"]), blocks("IMDB"), statistic)
     if "model.0.weight" in state and "model.2.weight" in state:
         return IMDNRTC(enlarged("model.2.weight"), len(state["model.0.weight"]), blocks("model.1.sub."))
     if "fea_conv.0.weight" in state and blocks("IMDB"):
-        return IMDNAS(len(state["fea_conv.0.weight"]), blocks("IMDB"))
+        return IMDNAS(len(state["fea_conv.0.weight"]), blocks("IMDB"), statistic)
     if "fea_conv.0.weight" in state and blocks("block"):
         return IMDNRTE(len(state["fea_conv.0.weight"]), blocks("block"))
     names = ", ".join(list(state)[:3])
