@@ -90,14 +90,21 @@ def judge(runs: Sequence[Figures]) -> list[Check]:
     lost = medians([{"psnr": run["shifted psnr"] - run["bicubic psnr"]} for run in runs])["psnr"]
     return [
         at_least("IMDN over bicubic on the held-out photo: PSNR of luma, dB", gap["bicubic"], 0.5),
-        at_least("the same: SSIM", m["IMDN ssim"] - m["bicubic ssim"], 0.003),
-        at_most("control: trained on pairs one pixel apart, over bicubic, dB", lost, -1.0),
-        at_least("control: IMDN over the same, dB", gap["shifted"], 1.5),
+        at_least("the same: SSIM", m["IMDN ssim"] - m["bicubic ssim"], 0.006),
+        at_most("control: trained on pairs one pixel apart, over bicubic, dB", lost, -2.0),
+        at_least("control: IMDN over the same, dB", gap["shifted"], 3.0),
         at_most("the plain network's parameters over IMDN's, share", abs(m["size"]), 0.05),
         at_least("IMDN over a plain residual network of its size, dB", gap["plain"], 0.0, gated=False),
         at_least("attention by std and mean over the mean alone, dB", gap["mean"], 0.0, gated=False),
     ]
 
 
-CALIBRATION = "pending"
+CALIBRATION = (
+    "5 seeds where 8 are wanted, 46 CPU s each: over bicubic (31.67 dB, 0.9439) IMDN gains 0.91, 0.78, 0.97, 0.76, 0.86 dB, 0.85 +- "
+    "0.09, and 0.0088 +- 0.0004 of SSIM; trained on pairs one pixel apart it is 3.08 +- 0.31 dB under bicubic and 3.94 +- 0.28 under "
+    "IMDN. Every gate is 3 of these deviations from its bound. Not shown: the plain residual network is better, by 0.20, 0.38, 0.16, "
+    "0.34, 0.23 dB; after 4,000 iterations of batch 8 (one seed, a minute each) by 0.02, 33.33 against 33.31, and SSIM is 0.9568 "
+    "against 0.9575. Attention by contrast over the mean alone: 0.06, 0.06, -0.05, -0.10, -0.05 dB, nothing; with 16 channels its "
+    "hidden layer has one."
+)
 CLAIM = Claim("imdn", "1909.11856", measure, judge, calibration=CALIBRATION)
