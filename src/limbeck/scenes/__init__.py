@@ -15,6 +15,7 @@ from limbeck.scenes.head import Head, head_library, heads, render_head
 from limbeck.scenes.scene import Scene, Seen, SplatScene
 from limbeck.scenes.splats import Splats, ball, check_splats, splats_from_points
 from limbeck.scenes.splatting import Rendered, project, render
+from limbeck.scenes.viewpoint import Viewpoint, save_scene
 from limbeck.scenes.views import VIEWS, PerpNeg, perp_neg, view_labels, view_prompts
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Seen",
     "SplatScene",
     "Splats",
+    "Viewpoint",
     "angles",
     "apply_edit",
     "ball",
@@ -57,6 +59,7 @@ __all__ = [
     "reset_opacity",
     "save_cameras",
     "save_gif",
+    "save_scene",
     "save_splats",
     "save_strip",
     "sh_basis",
