@@ -15,7 +15,7 @@ from limbeck.networks.imdn import load_imdn, save_imdn
 from limbeck.runs import open_run
 from limbeck.tasks import AnyTask, build_task
 from limbeck.tasks.folder import load_rgb
-from limbeck.tasks.photos_sr import enlarged, load_photos, most_detailed, photos_sr
+from limbeck.tasks.photos_sr import enlarged, hardest, load_photos, photos_sr
 
 TINY = IMDNOptions(blocks=1, patch=8)
 
@@ -78,12 +78,19 @@ def test_figures_are_means_of_luma_scores_and_bicubic_is_what_it_is(folder):
     assert "under bicubic" in judged["headline"] and judged["headline"].startswith("x2 of 10 pictures: ")
 
 
-def test_the_album_shows_where_there_is_detail():
+def test_the_album_shows_where_bicubic_is_most_wrong(folder):
     x = torch.zeros(1, 3, 200, 160)
-    x[..., 100:160, 60:120] = torch.rand(60, 60)
-    top, left, side = most_detailed(x, 96, 2)
-    assert side == 96 and top <= 100 and left <= 60 and top + 96 >= 150 and left + 96 >= 110
-    assert most_detailed(x[..., :50, :40], 96, 2) == (0, 0, 40)
+    y = x.clone()
+    y[..., 100:160, 60:120] += 0.5
+    top, left, side = hardest(x, y, 96)
+    assert side == 96 and top <= 100 and left <= 60 and top + 96 >= 160 and left + 96 >= 120
+    assert hardest(x[..., :50, :40], y[..., :50, :40], 96) == (0, 0, 40)
+    task = photos_sr(folder, folder)
+    shown = task.album(IMDNTraining.on(task, TINY, 0))["comparison"]
+    assert shown.images.shape == (12, 3, 120, 120) and shown.columns == 3
+    low, high = task.held_out.pairs(2).pair(0)
+    assert torch.equal(shown.images[0, :, :36, :36], 2 * enlarged(low, 2)[0][:, :36, :36] - 1)
+    assert torch.equal(shown.images[2, :, :36, :36], 2 * high[0][:, :36, :36] - 1)
 
 
 def test_three_begins_with_two(folder, tmp_path):

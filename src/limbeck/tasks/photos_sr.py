@@ -21,11 +21,16 @@ from limbeck.tasks.contract import Column, Figures, Picture, judgement, student_
 from limbeck.tasks.folder import load_rgb
 from limbeck.tasks.picture_pairs import DegradedPictures
 
-EIGHTH, WATCHED, SHOWN, WINDOW = 8, 4, 4, 96  # one in so many is held out; pictures judged along a run; looked at; their pixels
+EIGHTH, WATCHED, SHOWN, WINDOW = (
+    8,
+    4,
+    4,
+    120,
+)  # one in so many is held out; pictures judged along a run; looked at; their pixels
 COLUMNS = {
     "psnr": Column("PSNR of luma, dB", "higher"),
     "ssim": Column("SSIM of luma", "higher"),
-    "error": Column("Error of luma, levels of 255", "lower"),
+    "error": Column("Error of luma, of 255", "lower"),
     "parameters": Column("Parameters", "lower", "count"),
 }
 
@@ -88,14 +93,15 @@ class SuperResolution:
         return judgement({"bicubic": before, "student": after}, COLUMNS, headline, notes)
 
     def album(self, method: Any) -> dict[str, Picture]:
-        """Where the pictures held out have most detail: bicubic, the student, and the real one beside one another."""
+        """Where bicubic is most wrong in the pictures held out: it, the student, and the real one beside one another."""
         pairs, scale, rows = self.held_out.pairs(method.options.scale), method.options.scale, []
         for i in range(min(SHOWN, pairs.size)):
             low, high = (v.to(self.device) for v in pairs.pair(i))
-            top, left, side = most_detailed(high, WINDOW, scale)
-            views = [v[..., top : top + side, left : left + side] for v in (enlarged(low, scale), method.restored(low), high)]
+            before = enlarged(low, scale)
+            top, left, side = hardest(before, high, WINDOW)
+            views = [v[..., top : top + side, left : left + side] for v in (before, method.restored(low), high)]
             rows += [torch.nn.functional.pad(2 * v - 1, (0, WINDOW - side, 0, WINDOW - side), value=-1.0) for v in views]
-        note = f"{WINDOW} x {WINDOW} pixels of each picture held out, where it has most detail"
+        note = f"{WINDOW} x {WINDOW} pixels of each picture held out, where bicubic is most wrong"
         return {"comparison": Picture(torch.cat(rows).float().cpu(), 3, "Bicubic, student, real", note)}
 
     def leave(self, folder: Path, method: Any, about: Mapping[str, Any]) -> None:
@@ -131,14 +137,12 @@ def enlarged(low: Tensor, scale: int) -> Tensor:
     return resize((255 * low).round().to(torch.uint8), scale).to(low) / 255
 
 
-def most_detailed(x: Tensor, window: int, grid: int) -> tuple[int, int, int]:
-    """(top, left, side) of the window in (1, 3, H, W) in which pixels differ most, at multiples of ``grid``."""
-    side = min(window, *x.shape[-2:])
-    grey = x.mean(1, keepdim=True)
-    spread = torch.nn.functional.avg_pool2d(grey.square(), side, 8 * grid)
-    spread = spread - torch.nn.functional.avg_pool2d(grey, side, 8 * grid).square()
-    at = int(spread.argmax())
-    return 8 * grid * (at // spread.shape[-1]), 8 * grid * (at % spread.shape[-1]), side
+def hardest(other: Tensor, real: Tensor, window: int) -> tuple[int, int, int]:
+    """(top, left, side) of the window in which two pictures (1, 3, H, W) differ most, at multiples of 8 pixels."""
+    side = min(window, *real.shape[-2:])
+    gap = torch.nn.functional.avg_pool2d((other - real).abs().mean(1, keepdim=True), side, 8)
+    at, columns = int(gap.argmax()), gap.shape[-1]
+    return 8 * (at // columns), 8 * (at % columns), side
 
 
 @dataclass(frozen=True)
