@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from limbeck.errors import LimbeckError
-from limbeck.networks.resize import resize
+from limbeck.networks.bicubic import resize
 from limbeck.tasks.picture_pairs import DegradedPictures, PicturePairs, degraded_pairs
 from limbeck.training import Keyed
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from limbeck.errors import LimbeckError, missing_extra
 from limbeck.metrics import luma_scores
+from limbeck.networks.bicubic import resize
 from limbeck.networks.imdn import save_imdn
-from limbeck.networks.resize import resize
 from limbeck.tasks.contract import Column, Figures, Picture, judgement, student_of
 from limbeck.tasks.folder import load_rgb
 from limbeck.tasks.picture_pairs import DegradedPictures

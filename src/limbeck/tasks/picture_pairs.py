@@ -9,7 +9,7 @@ from torch import Tensor
 from limbeck.denoisers import Cond
 from limbeck.errors import LimbeckError
 from limbeck.metrics import modcrop
-from limbeck.networks.resize import resize
+from limbeck.networks.bicubic import resize
 from limbeck.training import Keyed
 
 

@@ -121,7 +121,7 @@ def _misfit(student: nn.Module, x: Tensor, answer: Tensor, y: Tensor) -> str:
     if answer.shape == x.shape:
         return (
             f"{sizes}: it keeps the size, so it is not enlarged; give it pictures already resized to the target's "
-            "(limbeck.networks.resize), as pairs of one size"
+            "(limbeck.networks.bicubic), as pairs of one size"
         )
     return f"{sizes}: the student's scale is another one than the pairs'"
 

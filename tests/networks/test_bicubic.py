@@ -9,7 +9,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from limbeck.errors import LimbeckError
-from limbeck.networks.resize import bicubic_weights, resize
+from limbeck.networks.bicubic import bicubic_weights, resize
 
 
 def picture(h, w, channels=3, seed=0):
