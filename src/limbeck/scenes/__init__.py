@@ -3,6 +3,9 @@
 ``orbit`` and :class:`CameraLaw` make :class:`Cameras`, ``render`` makes pictures of :class:`Splats` from them. World: z up, +x the
 object's front; cameras look along -z with y up; angles in degrees (:mod:`limbeck.scenes.cameras`). Nothing here is random:
 what needs chance takes uniform or normal numbers from its caller.
+
+``render_mesh`` makes pictures of a :class:`Mesh` in torch; a :class:`MeshScene` learns one, as the surface of a field on tetrahedra
+(:class:`DMTet`) with a colour at each point.
 """
 
 from limbeck.scenes.camera_laws import NUMBERS, CameraLaw, between
@@ -12,9 +15,16 @@ from limbeck.scenes.density import Edit, ScreenGradients, apply_edit, densify, p
 from limbeck.scenes.export import load_cameras, load_splats, save_cameras, save_gif, save_splats, save_strip
 from limbeck.scenes.harmonics import sh_basis
 from limbeck.scenes.head import Head, head_library, heads, render_head
+from limbeck.scenes.mesh_files import load_mesh, save_mesh
+from limbeck.scenes.mesh_scene import ColourGrid, MeshRendered, MeshScene, render_mesh
+from limbeck.scenes.meshes import Mesh, check_mesh, collapsed, is_watertight, laplacian, largest_component, normal_consistency
+from limbeck.scenes.outlines import soft_outlines
+from limbeck.scenes.rasterise import Fragments, interpolate, rasterise
 from limbeck.scenes.scene import Scene, Seen, SplatScene
 from limbeck.scenes.splats import Splats, ball, check_splats, splats_from_points
 from limbeck.scenes.splatting import Rendered, project, render
+from limbeck.scenes.tetrahedra import DMTet, TetGrid, marching_tetrahedra, mesh_from_field, tet_grid
+from limbeck.scenes.texture import baked, sample_texture
 from limbeck.scenes.viewpoint import Viewpoint, save_scene
 from limbeck.scenes.views import VIEWS, PerpNeg, perp_neg, view_labels, view_prompts
 
@@ -24,8 +34,14 @@ __all__ = [
     "VIEWS",
     "CameraLaw",
     "Cameras",
+    "ColourGrid",
+    "DMTet",
     "Edit",
+    "Fragments",
     "Head",
+    "Mesh",
+    "MeshRendered",
+    "MeshScene",
     "PerpNeg",
     "Rendered",
     "Scene",
@@ -33,37 +49,55 @@ __all__ = [
     "Seen",
     "SplatScene",
     "Splats",
+    "TetGrid",
     "Viewpoint",
     "angles",
     "apply_edit",
+    "baked",
     "ball",
     "between",
+    "check_mesh",
     "check_splats",
+    "collapsed",
     "densify",
     "from_convention",
     "from_pytorch3d",
     "head_library",
     "heads",
+    "interpolate",
+    "is_watertight",
+    "laplacian",
+    "largest_component",
     "load_cameras",
+    "load_mesh",
     "load_splats",
     "look_at",
+    "marching_tetrahedra",
+    "mesh_from_field",
+    "normal_consistency",
     "orbit",
     "perp_neg",
     "pinhole",
     "project",
     "prune",
     "pytorch3d_matrices",
+    "rasterise",
     "reindexed",
     "render",
     "render_head",
+    "render_mesh",
     "reset_opacity",
+    "sample_texture",
     "save_cameras",
     "save_gif",
+    "save_mesh",
     "save_scene",
     "save_splats",
     "save_strip",
     "sh_basis",
+    "soft_outlines",
     "splats_from_points",
+    "tet_grid",
     "to_convention",
     "turntable",
     "view_labels",
