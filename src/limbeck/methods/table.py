@@ -163,5 +163,11 @@ METHODS: dict[str, Entry] = {
             "Even your Teacher Needs Guidance: Ground-Truth Targets Dampen Regularization Imposed by Self-Distillation",
             "2102.13088", 2021, "student, the last round's student", aliases=("born-again",),
         ),
+        Entry(
+            "imdn", "Super-resolution by information multi-distillation (IMDN, IMDN_AS)",
+            "Lightweight Image Super-Resolution with Information Multi-distillation Network", "1909.11856", 2019,
+            "limbeck.methods.restoration.imdn", "student", aliases=("information-multi-distillation",), data="needed", null="no",
+            wing="restoration", extra="restoration", packages=("skimage",),
+        ),
     )
 }  # fmt: skip
