@@ -24,7 +24,7 @@ from limbeck.networks.counted import Counted, counted
 from limbeck.networks.dit import DiT
 from limbeck.networks.forward_mode import ForwardMode, attend_forward_mode, dual_attention
 from limbeck.networks.heads import ChannelMean, Heads, feature_shapes
-from limbeck.networks.imdn import IMDN, IMDNAS, IMDNRTC, IMDNRTE, copy_body, load_imdn, save_imdn
+from limbeck.networks.imdn import IMDN, IMDNAS, copy_body, load_imdn, save_imdn
 from limbeck.networks.mlp import ResidualMLP
 from limbeck.networks.negative import Negative, negative_prompt
 from limbeck.networks.replay import RngCapture
@@ -57,8 +57,6 @@ def build_network(config: Mapping[str, Any]) -> ResidualMLP | UNet | DiT:
 __all__ = [
     "IMDN",
     "IMDNAS",
-    "IMDNRTC",
-    "IMDNRTE",
     "NETWORKS",
     "Attention",
     "ChannelMean",

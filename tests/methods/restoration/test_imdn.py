@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from limbeck.errors import LimbeckError
 from limbeck.methods import METHODS
 from limbeck.methods.restoration.imdn import PRESETS, IMDNOptions, IMDNTraining, new_student
-from limbeck.networks.imdn import IMDNAS, IMDNRTC, save_imdn
+from limbeck.networks.imdn import IMDNAS, save_imdn
 from limbeck.tasks.picture_pairs import PicturePairs, degraded_pairs
 from limbeck.training import EmaOptions, Loop, LoopOptions, OptimizerOptions, TensorSource
 from limbeck.training.checkpoints import load
@@ -122,8 +122,8 @@ def test_three_begins_with_two_from_memory_or_a_file(tmp_path):
         student = new_student(three, 2, begin)
         assert torch.equal(student.LR_conv.weight, two.LR_conv.weight) and student.upsampler[0].weight.shape[0] == 27
         assert torch.equal(student.upsampler[0].weight, new_student(three, 2).upsampler[0].weight)
-    with pytest.raises(LimbeckError, match="holds IMDNRTC; an IMDN begins with an IMDN"):
-        new_student(three, 2, save_imdn(tmp_path / "rtc", IMDNRTC()))
+    with pytest.raises(LimbeckError, match="holds IMDNAS; an IMDN begins with an IMDN"):
+        new_student(three, 2, save_imdn(tmp_path / "as", IMDNAS()))
 
 
 def test_bad_input_is_named():

@@ -71,7 +71,7 @@ def new_student(options: IMDNOptions, seed: int = 0, begin: IMDN | Path | str | 
     if begin is None:
         return student
     trained = begin if isinstance(begin, nn.Module) else load_imdn(begin)
-    if not isinstance(trained, IMDN):
+    if type(trained) is not IMDN:  # IMDN_AS has other first layers
         raise LimbeckError(f"{begin} holds {type(trained).__name__}; an IMDN begins with an IMDN")
     return copy_body(student, trained)
 

@@ -18,9 +18,9 @@ Statistic = Literal["std+mean", "mean"]
 SLOPE, KEPT, REDUCTION, TINY = 0.05, 4, 16, 1e-12
 
 
-def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, bias: bool = True) -> nn.Conv2d:
+def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
     """A convolution padded with zeros that keeps the size (of stride 1)."""
-    return nn.Conv2d(inputs, outputs, kernel, stride, padding=(kernel - 1) // 2, bias=bias)
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding=(kernel - 1) // 2)
 
 
 class ContrastAttention(nn.Module):
@@ -41,17 +41,16 @@ class ContrastAttention(nn.Module):
 
 
 class MultiDistillation(nn.Module):
-    """(1) and (2) on (B, nf, H, W). ``statistic``: of the attention; None: no attention."""
+    """(1) and (2) on (B, nf, H, W). ``statistic``: of the attention."""
 
-    def __init__(self, nf: int, statistic: Statistic | None = "std+mean"):
+    def __init__(self, nf: int, statistic: Statistic = "std+mean"):
         super().__init__()
         kept = nf // KEPT
         self.kept, self.rest = kept, nf - kept
         self.c1, self.c2, self.c3 = conv(nf, nf), conv(self.rest, nf), conv(self.rest, nf)
         self.c4, self.c5 = conv(self.rest, kept), conv(nf, nf, 1)
         self.act = nn.LeakyReLU(SLOPE)
-        if statistic is not None:
-            self.cca = ContrastAttention(nf, statistic)
+        self.cca = ContrastAttention(nf, statistic)
 
     def forward(self, f: Tensor) -> Tensor:
         distilled, r = [], f
@@ -59,23 +58,4 @@ class MultiDistillation(nn.Module):
             d, r = self.act(layer(r)).split((self.kept, self.rest), dim=1)
             distilled.append(d)
         o = torch.cat([*distilled, self.c4(r)], 1)
-        return self.c5(self.cca(o) if hasattr(self, "cca") else o) + f  # (2)
-
-
-class SixWay(nn.Module):
-    """The block of IMDN_RTE: six convolutions without biases, ReLU, no attention; what is refined shrinks from 3 to 1 quarter."""
-
-    def __init__(self, nf: int):
-        super().__init__()
-        d = self.kept = nf // KEPT
-        self.c1, self.c2, self.c3 = conv(nf, nf, bias=False), conv(nf - d, nf, bias=False), conv(nf - d, nf, bias=False)
-        self.c4, self.c5 = conv(nf - d, nf - d, bias=False), conv(nf - 2 * d, nf - 2 * d, bias=False)
-        self.c6, self.c7 = conv(d, d, bias=False), conv(6 * d, nf, 1, bias=False)
-
-    def forward(self, f: Tensor) -> Tensor:
-        distilled, r = [], f
-        for layer in (self.c1, self.c2, self.c3, self.c4, self.c5):
-            y = torch.relu(layer(r))
-            distilled.append(y[:, : self.kept])
-            r = y[:, self.kept :]
-        return self.c7(torch.cat([*distilled, torch.relu(self.c6(r))], 1)) + f
+        return self.c5(self.cca(o)) + f  # (2)

@@ -1,10 +1,10 @@
-"""IMDN for a factor of 2, 3 or 4; IMDN_AS, which keeps the size; and the two fast ones, IMDN_RTC and IMDN_RTE.
+"""IMDN for a factor of 2, 3 or 4, and IMDN_AS, which keeps the size.
 
 (1) F_0 = conv(LR),  B_k = IMDB_k(B_{k-1}),  B_0 = F_0
 (2) SR = PixelShuffle_s(conv(conv(act(conv_1x1([B_1 .. B_K]))) + F_0))
 
-Parameters: 694,404 (x2), 703,059 (x3), 715,176 (x4), 752,104 (IMDN_AS), 20,190 (RTC) and 89,748 (RTE). Modules have the names of
-the published checkpoints. ``compute_dtype`` runs a network in bfloat16 or float16 under autocast.
+Parameters: 694,404 (x2), 703,059 (x3), 715,176 (x4) and 752,104 (IMDN_AS). Modules have the names of the published checkpoints.
+``compute_dtype`` runs a network in bfloat16 or float16 under autocast.
 """
 
 from contextlib import nullcontext
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError
-from limbeck.networks.imdn.blocks import KEPT, REDUCTION, SLOPE, MultiDistillation, SixWay, Statistic, conv
+from limbeck.networks.imdn.blocks import KEPT, REDUCTION, SLOPE, MultiDistillation, Statistic, conv
 from limbeck.networks.tiling import cropped_adaptively
 
 SCALES = (2, 3, 4)
@@ -95,50 +95,3 @@ class IMDNAS(IMDN):
 
     def restored(self, x: Tensor) -> Tensor:
         return cropped_adaptively(super().restored, x)
-
-
-class Shortcut(nn.Module):
-    """x + sub(x)."""
-
-    def __init__(self, sub: nn.Module):
-        super().__init__()
-        self.sub = sub
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.sub(x)
-
-
-class IMDNRTC(SuperResolver):
-    """IMDN_RTC: blocks without attention one after another, a 1x1 tail, one shortcut around all."""
-
-    def __init__(self, scale: int = 2, nf: int = 12, blocks: int = 5):
-        super().__init__()
-        self.config = {"kind": "imdn_rtc", "scale": scale, "nf": nf, "blocks": blocks}
-        self.factor = scale
-        body = nn.Sequential(*(MultiDistillation(nf, None) for _ in range(blocks)), conv(nf, nf, 1))
-        self.model = nn.Sequential(conv(3, nf), Shortcut(body), conv(nf, 3 * scale**2), nn.PixelShuffle(scale))
-
-    def restored(self, x: Tensor) -> Tensor:
-        return self.model(x)
-
-
-class IMDNRTE(SuperResolver):
-    """IMDN_RTE: works at half the size, so that its last layer enlarges by 2 ``scale``. Odd sides are extended by their border."""
-
-    def __init__(self, nf: int = 20, blocks: int = 6):
-        super().__init__()
-        self.config = {"kind": "imdn_rte", "nf": nf, "blocks": blocks}
-        self.factor = 2
-        self.fea_conv = nn.Sequential(conv(3, nf), nn.ReLU(), conv(nf, nf, stride=2, bias=False))
-        self.names = [f"block{k}" for k in range(1, blocks + 1)]
-        for name in self.names:
-            self.add_module(name, SixWay(nf))
-        self.LR_conv = conv(nf, nf, 1, bias=False)
-        self.upsampler = nn.Sequential(conv(nf, 48), nn.PixelShuffle(4))
-
-    def restored(self, x: Tensor) -> Tensor:
-        h, w = x.shape[-2:]
-        f0 = b = self.fea_conv(nn.functional.pad(x, (0, w % 2, 0, h % 2), mode="replicate"))
-        for name in self.names:
-            b = getattr(self, name)(b)
-        return self.upsampler(self.LR_conv(b) + f0)[..., : 2 * h, : 2 * w]

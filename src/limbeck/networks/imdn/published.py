@@ -10,7 +10,7 @@ from torch import Tensor
 
 from limbeck.errors import LimbeckError
 from limbeck.networks.imdn.blocks import Statistic
-from limbeck.networks.imdn.networks import IMDN, IMDNAS, IMDNRTC, IMDNRTE, SCALES, SuperResolver
+from limbeck.networks.imdn.networks import IMDN, IMDNAS, SCALES, SuperResolver
 
 
 def load_imdn(path: Path | str, scale: int | None = None) -> SuperResolver:
@@ -91,11 +91,7 @@ def _network(path: Path, state: Mapping[str, Tensor], scale: int | None, statist
 
     if "fea_conv.weight" in state and "upsampler.0.weight" in state:
         return IMDN(enlarged("upsampler.0.weight"), len(state["fea_conv.weight"]), blocks("IMDB"), statistic)
-    if "model.0.weight" in state and "model.2.weight" in state:
-        return IMDNRTC(enlarged("model.2.weight"), len(state["model.0.weight"]), blocks("model.1.sub."))
     if "fea_conv.0.weight" in state and blocks("IMDB"):
         return IMDNAS(len(state["fea_conv.0.weight"]), blocks("IMDB"), statistic)
-    if "fea_conv.0.weight" in state and blocks("block"):
-        return IMDNRTE(len(state["fea_conv.0.weight"]), blocks("block"))
     names = ", ".join(list(state)[:3])
     raise LimbeckError(f"{path} holds no IMDN (its first names are {names}); expected fea_conv, IMDB1.c1, ..., upsampler.0")
