@@ -170,5 +170,11 @@ METHODS: dict[str, Entry] = {
             "student; the teacher's logits", aliases=("ffg2m", "glnn"), data="a graph", null="no", wing="structures",
             extra="graph", packages=("torch_geometric",),
         ),
+        Entry(
+            "imdn", "Super-resolution by information multi-distillation (IMDN, IMDN_AS)",
+            "Lightweight Image Super-Resolution with Information Multi-distillation Network", "1909.11856", 2019,
+            "limbeck.methods.restoration.imdn", "student", aliases=("information-multi-distillation",), data="needed", null="no",
+            wing="restoration", extra="restoration", packages=("skimage",),
+        ),
     )
 }  # fmt: skip
