@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torch.nn import functional as F
 
 import limbeck
 from limbeck import cli
@@ -19,7 +18,8 @@ from limbeck.methods.recognition.self_distillation import SelfDistillation
 from limbeck.metrics import kendall_tau
 from limbeck.runs import open_run
 from limbeck.tasks import AnyTask, digit_split, load_classifier, load_digit_features, load_digits
-from limbeck.tasks.classify import classify, confusion, held_out_rows, with_wrong
+from limbeck.tasks.classify import classify, held_out_rows, with_wrong
+from limbeck.tasks.confusion import confusion
 
 SHORT = {"iterations": 4, "batch": 10, "quiet": True, "track": ("none",)}
 MODULE = """
@@ -79,7 +79,7 @@ def test_the_figures_are_plain_counts():
     assert found["accuracy"] == sum(a == b for a, b in zip(said, task.labels.tolist(), strict=True)) / 360
     assert found["agreement"] == sum(a == b for a, b in zip(said, taught, strict=True)) / 360
     assert found["kendall"] == pytest.approx(float(kendall_tau(logits, task.judged_logits).mean()))
-    picture = confusion(torch.tensor([0, 0, 0, 0, 1]), F.one_hot(torch.tensor([0, 1, 1, 1, 1]), 2).float())
+    picture = confusion(torch.tensor([0, 0, 0, 0, 1]), torch.tensor([0, 1, 1, 1, 1]), 2)
     assert picture.shape == (1, 120, 120) and picture[0, 0, 0] == -0.5 and picture[0, 0, -1] == 0.5 and picture[0, -1, -1] == 1
 
 

@@ -15,11 +15,17 @@ TASKS = {
     "ring": "limbeck.tasks.ring:ring",
     "own": "limbeck.tasks.own:own_task_from_options",
     "diffusers": "limbeck.tasks.diffusers:diffusers_task_from_options",
+    "photos-sr": "limbeck.tasks.photos_sr:photos_sr",
+    "sbm": "limbeck.tasks.graphs.sbm:sbm",
+    "digits-graph": "limbeck.tasks.graphs.digits:digits",
+    "planetoid": "limbeck.tasks.graphs.planetoid:planetoid",
     "classify": "limbeck.tasks.classify:classify",
     "symbols": "limbeck.tasks.symbols:symbols",
 }
 WINGS: dict[str, tuple[str, ...]] = {
     "generators": ("digits", "photos", "prompts", "ring", "own", "diffusers"),
+    "restoration": ("photos-sr",),
+    "structures": ("sbm", "digits-graph", "planetoid"),
     "recognition": ("classify",),
     "sequences": ("symbols",),
 }

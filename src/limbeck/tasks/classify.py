@@ -22,6 +22,7 @@ from limbeck.tasks.classifiers import (
     save_classifier,
     student_factory,
 )
+from limbeck.tasks.confusion import confusion
 from limbeck.tasks.contract import Column, Figures, Picture, judgement, student_of
 from limbeck.tasks.digit_features import digit_split, load_digit_features, load_digits
 from limbeck.tasks.own import given_pictures
@@ -29,7 +30,7 @@ from limbeck.training import TensorSource
 
 FEW = 150  # digits that students learn from
 SMALL, USUAL = 4, 16  # channels of a student of digits, and of a person's pictures
-SHOWN, SIDE = 10, 120  # mistakes that are looked at; pixels of a confusion matrix
+SHOWN = 10  # mistakes that are looked at
 COLUMNS = {
     "accuracy": Column("Accuracy", "higher", "percent"),
     "agreement": Column("Same answer as the teacher", "higher", "percent"),
@@ -123,10 +124,10 @@ class Classification:
 
     def album(self, method: Any) -> dict[str, Picture]:
         """Which classes are taken for which, and what the student gets wrong."""
-        logits, who = answers(student_of(method), self.images), ["student"]
-        whole = [confusion(self.labels, logits)]
-        if self.judged_logits is not None:
-            whole, who = [confusion(self.labels, self.judged_logits), *whole], ["teacher", *who]
+        logits = answers(student_of(method), self.images)
+        known = {"teacher": self.judged_logits, "student": logits}
+        who = {name: z.argmax(1) for name, z in known.items() if z is not None}
+        whole = [confusion(self.labels, said, len(self.classes)) for said in who.values()]
         note = f"rows: the true class; columns: the answer; {', '.join(who)}"
         album = {"confusion": Picture(torch.stack(whole), len(whole), "Confusion", note)}
         wrong = (logits.argmax(1) != self.labels).nonzero()[:SHOWN, 0]
@@ -255,15 +256,6 @@ def with_wrong(labels: Tensor, share: float, classes: int) -> Tensor:
     found = labels.clone()
     found[places] = (labels[places] + torch.randint(1, classes, places.shape, generator=generator)) % classes
     return found
-
-
-def confusion(labels: Tensor, logits: Tensor) -> Tensor:
-    """(1, H, W) in [-1, 1]: the share of each true class (row) that gets each answer (column), white for all of it."""
-    classes = logits.shape[1]
-    cells = torch.bincount(labels * classes + logits.argmax(1), minlength=classes**2).reshape(classes, classes)
-    shares = (2 * cells.double() / cells.sum(1, keepdim=True).clamp(min=1) - 1).float()
-    cell = max(1, SIDE // classes)
-    return shares.repeat_interleave(cell, 0).repeat_interleave(cell, 1)[None]
 
 
 def _costs(module: nn.Module | None, images: Tensor) -> Figures:
