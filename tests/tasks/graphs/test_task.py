@@ -69,8 +69,8 @@ def test_the_confusion_counts_answers():
     g = small()
     task = graph_task(g, 5 * nn.functional.one_hot((g.y + 1) % 4, 4).float())
     picture = task._confusion(task.answers)
-    cells = picture[0, 6::12, 6::12]
-    assert picture.shape == (1, 48, 48) and torch.equal(cells, 2 * torch.eye(4).roll(1, 1) - 1)
+    cells = picture[0, 15::30, 15::30]
+    assert picture.shape == (1, 120, 120) and torch.equal(cells, 2 * torch.eye(4).roll(1, 1) - 1)
 
 
 class Mixed(nn.Module):
