@@ -116,3 +116,38 @@ def test_unknown_kinds_are_named():
     object.__setattr__(options, "kind", "adam88bit")
     with pytest.raises(LimbeckError, match="unknown optimizer 'adam88bit': did you mean 'adam8bit'"):
         Trained.of("net", Role(nn.Linear(2, 2), options))
+
+
+class Rated(Method):
+    def __init__(self, rates):
+        self.net = nn.ParameterDict({n: nn.Parameter(torch.ones(3, dtype=torch.float64)) for n in ("slow", "fast", "plain")})
+        self.roles = {"net": Role(self.net, OptimizerOptions(lr=1e-2, betas=(0.9, 0.99), warmup=3), rates=rates)}
+
+    def step(self, batch):
+        yield Update("net", sum((p.square() * torch.arange(1, 4)).sum() for p in self.net.values()))
+
+
+def test_a_rate_multiplies_the_learning_rate_of_the_parameters_of_that_name():
+    moved = {}
+    for name, rates in {"none": None, "own": {"slow": 0.1, "fast": 5.0}}.items():
+        method = Rated(rates)
+        Loop(method, TensorSource(None, size=1), LoopOptions(1, 1), quiet=True).iterate()
+        moved[name] = {n: 1 - p.detach() for n, p in method.net.items()}
+    for n, factor in {"slow": 0.1, "fast": 5.0, "plain": 1.0}.items():  # Adam's first step is the learning rate itself
+        torch.testing.assert_close(moved["own"][n], factor * moved["none"][n], rtol=1e-12, atol=0)
+
+
+def test_rates_survive_a_resume_bit_for_bit(tmp_path):
+    def loop(folder=None):
+        return Loop(Rated({"slow": 0.1, "fast": 5.0}), TensorSource(None, size=1), LoopOptions(6, 1), folder=folder, quiet=True)
+
+    whole, first, again = loop(), loop(tmp_path), loop()
+    for _ in range(6):
+        whole.iterate()
+    for _ in range(3):
+        first.iterate()
+    first.save()
+    again.restore(load(tmp_path / "checkpoints"))
+    while again.step < 6:
+        again.iterate()
+    assert all(torch.equal(a, b) for a, b in zip(whole.method.net.values(), again.method.net.values(), strict=True))

@@ -12,6 +12,7 @@ from limbeck.scenes.density import Edit, ScreenGradients, apply_edit, densify, p
 from limbeck.scenes.export import load_cameras, load_splats, save_cameras, save_gif, save_splats, save_strip
 from limbeck.scenes.harmonics import sh_basis
 from limbeck.scenes.head import Head, head_library, heads, render_head
+from limbeck.scenes.scene import Scene, Seen, SplatScene
 from limbeck.scenes.splats import Splats, ball, check_splats, splats_from_points
 from limbeck.scenes.splatting import Rendered, project, render
 from limbeck.scenes.views import VIEWS, PerpNeg, perp_neg, view_labels, view_prompts
@@ -26,7 +27,10 @@ __all__ = [
     "Head",
     "PerpNeg",
     "Rendered",
+    "Scene",
     "ScreenGradients",
+    "Seen",
+    "SplatScene",
     "Splats",
     "angles",
     "apply_edit",

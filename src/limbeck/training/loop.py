@@ -166,7 +166,7 @@ class Loop:
             trained.optimizer.state.clear()
         lr = options.lr_at(self.step, self.options.iterations)
         for group in trained.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("rate", 1.0)  # a rehearsal's have none
         with self.residence.applying(name):
             trained.optimizer.step()
         trained.optimizer.zero_grad(set_to_none=True)

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -96,10 +96,20 @@ class EmaOptions:
 
 
 class Role:
-    """A module with a part to play: trained (``optimizer`` given) or frozen, with or without an average of its weights."""
+    """A module with a part to play: trained (``optimizer`` given) or frozen, with or without an average of its weights.
 
-    def __init__(self, module: nn.Module, optimizer: OptimizerOptions | None = None, ema: EmaOptions | None = None):
+    ``rates``: what the learning rate of a parameter is multiplied with, by the last part of its name (none: 1).
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: OptimizerOptions | None = None,
+        ema: EmaOptions | None = None,
+        rates: Mapping[str, float] | None = None,
+    ):
         self.module, self.optimizer = module, optimizer
+        self.rates = dict(rates or {})
         self.ema_options = ema
         self.ema: nn.Module | None = None
         if optimizer is None:
@@ -209,6 +219,11 @@ class Method:
     """Why its weights cannot be split over processes (None: they can)."""
     writes: bool = True
     """Is this the process that writes files, if the method has some of its own?"""
+
+    @classmethod
+    def on(cls, task: Any, options: Any, seed: int) -> "Method":
+        """The method on a task of its wing; new weights come from the seed. Raises LimbeckError where its wing has no tasks."""
+        raise LimbeckError(f"{cls.__name__} has no tasks to distil: it is trained by limbeck.training.Loop, from Python")
 
     def step(self, batch: Batch) -> Step:
         """One iteration, yielding updates and totals."""

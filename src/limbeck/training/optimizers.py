@@ -27,21 +27,29 @@ class Trained:
     optimizer: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self):
-        options = self.options
+        options, params = self.options, self._groups()
         common: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay}
         if options.kind == "sgd":
-            self.optimizer = torch.optim.SGD(self.params, **common)
+            self.optimizer = torch.optim.SGD(params, **common)
             return
         common |= {"betas": options.betas, "eps": options.eps}
         if options.kind in EIGHT_BIT:
-            self.optimizer = _eight_bit(options.kind)(self.params, **common)
+            self.optimizer = _eight_bit(options.kind)(params, **common)
             return
         adams = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "radam": torch.optim.RAdam}
         if options.kind not in adams:
             raise unknown("optimizer", options.kind, [*adams, "sgd", *EIGHT_BIT])
         if options.kind != "radam":
             common["fused"] = True
-        self.optimizer = adams[options.kind](self.params, **common)
+        self.optimizer = adams[options.kind](params, **common)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The parameters by the factors of their learning rates."""
+        rates = [self.role.rates.get(name.rpartition(".")[2], 1.0) for name in self.names]
+        return [
+            {"params": [p for p, r in zip(self.params, rates, strict=True) if r == rate], "rate": rate}
+            for rate in dict.fromkeys(rates)
+        ]
 
     @property
     def options(self) -> OptimizerOptions:
