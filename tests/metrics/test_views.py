@@ -11,7 +11,6 @@ from limbeck.metrics import (
     circular_order_error,
     clipped_fraction,
     label_entropy,
-    nearest_objects,
     nearest_views,
     render_distance,
     saturation,
@@ -110,7 +109,7 @@ def test_clipped_values_are_counted_on_the_mask():
 def test_objects_and_their_distance():
     library = head_library(3, turntable(4, width=8, height=8), extent=1.6)
     became = library[[2, 0, 2]] + 0.05
-    assert nearest_objects(became, library).tolist() == [2, 0, 2]
+    assert nearest_views(became, library).tolist() == [2, 0, 2]
     by_hand = [(library[i] - library[j]).square().mean() for i, j in ((0, 1), (0, 2), (1, 2))]
     assert render_distance(library) == pytest.approx(float(torch.stack(by_hand).mean()), rel=1e-5)
     assert render_distance(library[[1, 1, 1]]) == 0

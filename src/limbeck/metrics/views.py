@@ -49,7 +49,11 @@ def view_entropies(posterior: Tensor) -> ViewEntropies:
 
 
 def nearest_views(renders: Tensor, library: Tensor) -> Tensor:
-    """The nearest library view of each render, (B,) indices. Raises `LimbeckError` for renders that do not fit the library."""
+    """The nearest library view of each render, (B,) indices.
+
+    Of renders (n, V, ...) of whole objects and a library (K, V, ...): which object each became. Raises `LimbeckError` for renders
+    that do not fit the library.
+    """
     rows, views = as_pair(renders, library, names=("renders", "library"))
     return torch.cat([block.argmin(1) for block in distance_blocks(rows, views)])
 
@@ -113,11 +117,6 @@ def render_distance(renders: Tensor) -> float:
     rows = as_rows(renders, "renders", least=2)
     n, squares = len(rows), torch.cat([block.square() for block in distance_blocks(rows, rows)])
     return squares.sum().item() / (n * (n - 1) * rows.shape[1])
-
-
-def nearest_objects(renders: Tensor, library: Tensor) -> Tensor:
-    """Which of K objects (K, V, ...) each of n became, by the error over all views, from renders (n, V, ...): (n,) indices."""
-    return nearest_views(renders, library)
 
 
 def _entropy(law: Tensor) -> Tensor:
