@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from limbeck.errors import LimbeckError
+
 LEAST = 1 / 255
 MOST = 0.99
 BLOCK = 2**17  # pairs worked on at once, about 250 bytes each: what fits a cache is nearly twice as fast
@@ -66,6 +68,21 @@ def composite(plane: Plane, width: int, height: int, max_pairs: int = MAX_PAIRS)
         parts.append(_Paint.apply(part.curve, features, part.gaussian, first, part.length, width, pixels, remember))
     image = torch.cat(parts, 1)
     return image.reshape(F + 1, B, height, width).transpose(0, 1), seen.reshape(B, N)
+
+
+def over(rgb: Tensor, opacity: Tensor, background: Tensor | float) -> Tensor:
+    """rgb (B, 3, H, W), already weighted, over what the opacity (B, 1, H, W) lets through.
+
+    ``background``: a number, (3,), (B, 3) or (B, 3, H, W); raises LimbeckError for another shape.
+    """
+    B, _, H, W = rgb.shape
+    behind = torch.as_tensor(background, dtype=rgb.dtype, device=rgb.device)
+    if behind.shape not in ((), (3,), (B, 3), (B, 3, H, W)):
+        raise LimbeckError(
+            f"a background of shape {tuple(behind.shape)}: give a number, (3,), ({B}, 3) or ({B}, 3, {H}, {W}) for these cameras"
+        )
+    behind = behind if behind.ndim in (0, 4) else behind[..., None, None]
+    return rgb + (1 - opacity) * behind
 
 
 def _rows(plane: Plane, width: int, height: int) -> _Rows:
