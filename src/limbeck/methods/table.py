@@ -173,5 +173,10 @@ METHODS: dict[str, Entry] = {
             "ProlificDreamer: High-Fidelity and Diverse Text-to-3D Generation with Variational Score Distillation", "2305.16213",
             2023, "teacher, scenes (+ critic: teacher with adapters, or a network of its own)", aliases=("vsd", "sds-3d"),
         ),
+        _scene(
+            "esd", "Entropic score distillation: views that must differ (ESD)",
+            "Taming Mode Collapse in Score Distillation for Text-to-3D Generation", "2401.00909", 2024,
+            "teacher, scenes (+ critic: teacher with adapters, or a network of its own)", aliases=("entropic", "janus"),
+        ),
     )
 }  # fmt: skip

@@ -92,7 +92,7 @@ class ESD(ProlificDreamer):
 
     @property
     def camera_guidance(self) -> float:
-        """(4)."""
+        """(4): by it the gradient is (3), which is that of (1) and of (2)."""
         return 1 - self.options.lam
 
     def compared(self, batch: Batch, sample: Sample, views: Views) -> Any:
@@ -112,4 +112,4 @@ def fixes_the_view(goal: Cond | None) -> bool:
 
 
 METHOD, OPTIONS = ESD, ESDOptions
-__all__ = ["PRESETS", "ESD", "ESDOptions", "fixes_the_view"]
+__all__ = ["ESD", "PRESETS", "ESDOptions", "fixes_the_view"]
