@@ -21,8 +21,9 @@ F64 = torch.float64
 @pytest.mark.parametrize("lam", [0.0, 0.25, 1.0])
 def test_lam_is_one_minus_the_critics_guidance(tiny, kind, lam):
     of = tiny.task(network=lambda: ResidualMLP(tiny.SHAPE, width=16, blocks=1, embedding=16).double())
-    entropic = tiny.make(of, method="esd", critic_kind=kind, batch=4, lam=lam)
-    variational = tiny.make(of, critic_kind=kind, batch=4, critic_guidance=1 - lam)
+    same = {"critic_kind": kind, "batch": 4, "early": (0.1, 0.9), "late_from": 1.0}
+    entropic = tiny.make(of, method="esd", lam=lam, **same)
+    variational = tiny.make(of, critic_guidance=1 - lam, **same)
     if kind == "network":  # a new one does not see the camera
         for method in (entropic, variational):
             generator = torch.Generator().manual_seed(3)
@@ -92,7 +93,9 @@ def test_a_resumed_run_goes_on_bit_for_bit(tiny, tmp_path):
 
 def test_presets_and_names():
     assert find("entropic").id == find("janus").id == "esd"
-    assert PRESETS["recommended"].lam == 0.5 and PRESETS["vsd"].lam == 0 and PRESETS["paper-nerf"].critic_drop == 0.1
+    assert PRESETS["recommended"].lam == 1 and PRESETS["vsd"].lam == 0
+    paper = PRESETS["paper-nerf"]
+    assert paper.lam == 0.5 and paper.early == (0.02, 0.98) and paper.critic_drop == 0.1 and paper.critic_kind == "adapters"
 
 
 @pytest.mark.parametrize(

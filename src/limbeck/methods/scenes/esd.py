@@ -14,9 +14,10 @@ renders to the teacher's. The text stays in both calls; only the camera leaves. 
 renders of this iteration's cameras: give it several. A trained one learns it from the share of renders (``critic_drop``) whose
 camera it is not told.
 
-What it can do and what not: lam = 1 asks for the *teacher's* law of views. Where that law is biased, so is what comes out, only
-less so than the mode; a prompt for each view does more, as it removes the bias. And a teacher that shows all views equally often
-needs no ESD: SDS already gets them all, and lam = 1 does harm.
+What it can do and what not (``limbeck reproduce esd``): lam = 1 asks for the *teacher's* law of views. Where that is even, or half
+from the front, an object of SDS has one face everywhere and one of ESD has all its sides; where it is nearly all front, so is
+what comes out, and a prompt for each view does more, as it removes the bias. What a view becomes is decided while x_t leaves it
+open: noise must be high first (``early``), or every view is stuck with the picture nearest to its start before lam counts.
 
 Differs from the paper / from its code: the paper advises lam about 0.5 in threestudio's ProlificDreamer (there
 ``guidance_scale_lora`` = g); its weight s_t / a_t w(t) is the s_t^2 of its code here. The critic in closed form is ours.
@@ -31,7 +32,7 @@ from torch import Tensor
 
 from limbeck.denoisers import Cond
 from limbeck.errors import LimbeckError
-from limbeck.methods.scenes.options import TRAINED, SceneOptions
+from limbeck.methods.scenes.options import TRAINED, Range, SceneOptions
 from limbeck.methods.scenes.prolificdreamer import PRESETS as VSD_PRESETS
 from limbeck.methods.scenes.prolificdreamer import ProlificDreamer, Views
 from limbeck.rules import Sample
@@ -43,8 +44,11 @@ class ESDOptions(SceneOptions):
     """Those of variational score distillation and lam, which says its ``critic_guidance``."""
 
     batch: int = 6
-    lam: float = 0.5
-    """Weight of the entropy of all views, in [0, 1]: 0 is VSD, 1 fits the law of all renders to the teacher's. About 0.5 is usual."""
+    early: Range = (0.7, 0.98)
+    late: Range = (0.02, 0.7)
+    late_from: float = 0.6
+    lam: float = 1.0
+    """Weight of the entropy of all views, in [0, 1]: 0 is VSD, 1 fits the law of all renders to the teacher's (the paper: 0.5)."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -81,7 +85,7 @@ class ESDOptions(SceneOptions):
 PRESETS = {
     "recommended": ESDOptions(),
     "vsd": ESDOptions(lam=0.0),
-    "paper-nerf": ESDOptions(**vars(VSD_PRESETS["paper-nerf"])),
+    "paper-nerf": ESDOptions(**vars(VSD_PRESETS["paper-nerf"]), lam=0.5),
 }
 
 
