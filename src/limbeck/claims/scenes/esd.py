@@ -111,7 +111,7 @@ def learned_figures(seed: int) -> Figures:
         "turning", library.teacher(), library.shape, cameras, lambda seed: Turning(library),
         network=lambda: ResidualMLP(library.shape, width=128, blocks=3), sigma_data=float(library.images.std()),
     )  # fmt: skip
-    figures = {}
+    figures: Figures = {}
     for name, drop in (("dropped", DROP), ("never dropped", 0.0)):
         o = ESDOptions(
             iterations=STEPS, batch=24, lam=0.0, critic_kind="network", critic_drop=drop,
@@ -130,15 +130,21 @@ def agreement(method: ESD, library: RenderLibrary, seed: int) -> Figures:
     """
     views, process = library.images[0], method.critic.process
     exact, nowhere = FiniteSetDenoiser(views, process), torch.zeros(8 * len(views), CAMERA_NUMBERS)
-    generator, x, found = torch.Generator().manual_seed(seed), views.repeat(8, 1, 1, 1), {}
+    generator, x = torch.Generator().manual_seed(seed), views.repeat(8, 1, 1, 1)
+    found: Figures = {}
     for name, (low, high) in {"score": (0.4, 0.8), "picture": (0.7, 0.98)}.items():
         t = low + (high - low) * torch.rand(len(x), dtype=torch.float64, generator=generator)
         x_t = process.add_noise(x, torch.randn(x.shape, generator=generator), t)
         base = views.mean(0) if name == "picture" else spread(1 / process.a(t), x) * x_t
-        answers = (exact(x_t, t) - base, method.critic(x_t, t, {"camera": nowhere}) - base)
-        scale = spread(torch.ones_like(t) if name == "picture" else process.a(t) / process.s(t), x)
-        found[name] = float(torch.cosine_similarity(*((scale * answer).flatten() for answer in answers), 0))
+        known, learned = ((answer - base).flatten(1) for answer in (exact(x_t, t), method.critic(x_t, t, {"camera": nowhere})))
+        scale = torch.ones_like(t) if name == "picture" else process.a(t) / process.s(t)
+        found[name] = cosine(spread(scale, known) * known, spread(scale, learned) * learned)
     return found
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """Of two tensors of one shape, over all of it."""
+    return float(torch.cosine_similarity(a.flatten(), b.flatten(), 0))
 
 
 def judge(runs: Sequence[Figures]) -> list[Check]:

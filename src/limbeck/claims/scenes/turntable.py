@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from limbeck.claims.claim import Figures
 from limbeck.denoisers import Cond
+from limbeck.methods.scenes.prolificdreamer import ProlificDreamer
 from limbeck.metrics import (
     circular_order_error,
     label_entropy,
@@ -46,7 +47,7 @@ def turntable_task(library: RenderLibrary, goal: Callable[[Cameras], Cond | None
     )
 
 
-def trained(method: nn.Module | object, seed: int) -> Tensor:
+def trained(method: ProlificDreamer, seed: int) -> Tensor:
     """Renders (n, V, 3, H, W) of a method's scenes by the cameras of the heads' library, after its training."""
     options, task = method.options, method.task
     Loop(method, task.source, LoopOptions(options.iterations, options.batch, seed=seed, log_every=1000), quiet=True).train()
