@@ -5,10 +5,7 @@ of them from a few turntables and nothing of three dimensions; the truth is know
 is judged from cameras between those of the library.
 """
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,12 +14,10 @@ from torch import Tensor
 from limbeck.denoisers import Cond
 from limbeck.errors import LimbeckError
 from limbeck.metrics.views import label_entropy, nearest_views, saturation_ratio, share_of
-from limbeck.scenes import Cameras, angles, ball, orbit, render_head, save_gif, save_splats, save_strip, splats_from_points
-from limbeck.scenes.scene import SplatScene
+from limbeck.scenes import Cameras, angles, heads, orbit, render_head
 from limbeck.tasks.contract import Column, Figures, Picture, judgement, student_of
-from limbeck.tasks.renders import RenderLibrary
-from limbeck.tasks.scenes import SceneTask
-from limbeck.training import Keyed
+from limbeck.tasks.renders import CLOSE, RenderLibrary
+from limbeck.tasks.scenes import SceneTask, new_splats
 
 COLUMNS = {
     "psnr": Column("PSNR, dB", "higher"),
@@ -31,9 +26,9 @@ COLUMNS = {
     "saturation": Column("Saturation / true", "", "number"),
     "objects": Column("Heads reached", "higher", "count"),
 }
-FRAMES = 24  # of a turntable
-# Adam's step in each parameter over that in the opacities' logits: a run of hundreds of iterations, not of tens of thousands
-RATES = {"means": 0.1, "log_scales": 0.3, "quaternions": 0.3, "logits": 1.0, "sh0": 0.4, "shN": 0.02}
+ELEVATIONS, DISTANCE = (-10.0, 15.0, 40.0), 1.75
+JUDGES = 12  # cameras that judge: between the library's in azimuth and in elevation
+PREFERRED: dict[str, dict[str, Any]] = {}
 
 
 @dataclass(frozen=True)
@@ -45,14 +40,6 @@ class HeadTask(SceneTask):
     held_out: Any = None
     size: int = 48
     best: str | None = "error"
-    options: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def seen(self, student: Any, particle: int, cameras: Cameras) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] of one particle, before the task's background."""
-        which = torch.full((len(cameras),), particle)
-        with torch.no_grad():
-            (look,) = student(cameras, which, torch.full((len(cameras), 3), float(self.background)))
-        return look.seen.image.clamp(-1, 1)
 
     def truth(self, head: int, cameras: Cameras) -> Tensor:
         """The true head from the same cameras."""
@@ -79,7 +66,8 @@ class HeadTask(SceneTask):
     @property
     def ring(self) -> Cameras:
         """The library's turntable of the lowest elevation."""
-        return self.library.cameras[: int((self.library.elevation == self.library.elevation[0]).sum())]
+        tilt = self.library.elevation
+        return self.library.cameras[: int(((tilt - tilt[0]).abs() < CLOSE).sum())]
 
     def watched(self, method: Any) -> Figures:
         """PSNR and root mean square error of all particles, by the held-out cameras."""
@@ -114,7 +102,7 @@ class HeadTask(SceneTask):
 
     def album(self, method: Any) -> dict[str, Picture]:
         """True heads and the student's, from around."""
-        student, around = student_of(method), turned(8, self.size)
+        student, around = student_of(method), self.around(8)
         pictures = {}
         for i in range(len(student)):
             head = self.reached(self.seen(student, i, self.held_out))
@@ -123,76 +111,80 @@ class HeadTask(SceneTask):
             pictures[name] = Picture(pair, len(around), "True head, and the scene", "Every 45 degrees, from the front.")
         return pictures
 
-    def leave(self, folder: Path, method: Any, about: Mapping[str, Any]) -> None:
-        """scene.ply (and scene_1.ply, ... of further particles), scene.json, samples/turntable.gif and strips."""
-        student, around = student_of(method), turned(FRAMES, self.size)
-        for i in range(len(student)):
-            tail = f"_{i}" if i else ""
-            save_splats(folder / f"scene{tail}.ply", student.scenes[i].detached())
-            frames = self.seen(student, i, around)
-            save_gif(folder / "samples" / f"turntable{tail}.gif", frames)
-            true = self.truth(self.reached(self.seen(student, i, self.held_out)), around[::3])
-            save_strip(folder / "samples" / f"strip{tail}.png", torch.cat([true, frames[::3]], 2))
-        view = angles(around.position[:1])
-        seen_from = {"elevation": float(view[1]), "distance": float(view[2]), "fovy": float(around.fovy[0])}
-        text = json.dumps({**seen_from, "background": [float(self.background)] * 3}, indent=1)
-        (folder / "scene.json").write_text(text + "\n")
+    def around(self, count: int) -> Cameras:
+        """A turntable at the middle elevation."""
+        return seen_from(torch.arange(count) * 360.0 / count, ELEVATIONS[1], self.size)
 
-    def exports(self) -> Mapping[str, Callable[[Any, Path], None]]:
-        """The first particle as a PLY of Gaussian splats."""
-        return {"ply": lambda student, place: save_splats(place, student.scenes[0].detached())}
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """What a person may say of the task."""
+
+    heads: int | None = None
+    """Heads that the prompt may mean, equally likely (default: 1); with several, give several --particles."""
+    views: int | None = None
+    """Views of a turntable that the teacher knows, at each of three elevations (default: 36)."""
+    size: int | None = None
+    """Pixels of a side (default: 48)."""
+    splats: int | None = None
+    """Gaussians of a scene (default: 1500)."""
+    view_width: float | None = None
+    """A prompt for a view leaves the pictures within so many degrees of the camera (default: 25)."""
+
+
+OPTIONS = HeadOptions
 
 
 def head_task(
     heads: int = 1,
     views: int = 36,
-    elevations: tuple[float, ...] = (-10.0, 15.0, 40.0),
     size: int = 48,
     splats: int = 1500,
-    width: float = 50.0,
+    view_width: float = 25.0,
     *,
     device: str = "cpu",
     dtype: str = "float32",
     quiet: bool = False,
 ) -> HeadTask:
-    """Splats that become one of ``heads`` equally likely heads, from ``views`` x elevations pictures of ``size`` pixels.
+    """Splats that become one of ``heads`` equally likely heads; further arguments as in :class:`HeadOptions`.
 
-    ``width``: a prompt for a view leaves the pictures within so many degrees of the camera.
+    Raises LimbeckError for less than one head or two splats.
     """
     if heads < 1:
         raise LimbeckError(f"heads={heads}: the prompt names at least 1")
-    library = RenderLibrary.of_heads(heads, views, elevations, size, extent=None)
+    library = pictures_of_heads(heads, views, size)
     everyone = tuple(range(heads))
 
     def cameras(u: Tensor, step: int) -> Cameras:
-        return library.cameras[(u[:, 0] * len(library.cameras)).long()]
+        return library.cameras[(u[:, 0].cpu() * len(library.cameras)).long()].to(device)
 
     def goal(at: Cameras) -> Cond:
         azimuth, elevation, _ = angles(at.position)
-        return library.condition(len(at), everyone, azimuth, elevation, width)
+        told = library.condition(len(at), everyone, azimuth, elevation, view_width)
+        return {name: value.to(device) for name, value in told.items()}
 
-    middle = (torch.arange(12) + 0.5 / (views / 12)) * 30 % 360
-    held_out = orbit(middle, sum(elevations[:2]) / 2, width=size, height=size)
+    between = (torch.arange(JUDGES) * (views // JUDGES or 1) + 0.5) * 360 / views
+    held_out = seen_from(between, sum(ELEVATIONS[:2]) / 2, size)
     return HeadTask(
-        name="head", teacher=library.teacher(), shape=library.shape, cameras=cameras, goal=goal,
-        scene=lambda seed: new_splats(splats, seed), background=(library.background + 1) / 2,
-        sigma_data=float(library.images.std()), library=library, heads=everyone, held_out=held_out, size=size,
+        name="head", teacher=library.teacher().to(device), shape=library.shape, cameras=cameras, goal=goal,
+        scene=lambda seed: new_splats(splats, seed).to(device, getattr(torch, dtype)), background=(library.background + 1) / 2,
+        sigma_data=float(library.images.std()), options=PREFERRED, facts={"origin": "closed form", "reference": "the true head"},
+        library=library, heads=everyone, held_out=held_out, size=size,
     )  # fmt: skip
 
 
-def new_splats(count: int, seed: int, radius: float = 0.7) -> SplatScene:
-    """Splats of uncertain grey in a ball."""
-    draw = Keyed(seed, 0, torch.arange(count))
-    points = ball(draw.uniform("points", (3,)).float(), radius)
-    scene = SplatScene(splats_from_points(points, 0.4 + 0.2 * draw.uniform("colour", (3,)).float()))
-    scene.rates = RATES
-    return scene
+def pictures_of_heads(count: int, views: int, size: int) -> RenderLibrary:
+    """What the teacher knows: heads in perspective, large in the picture, from three turntables."""
+    azimuth = (torch.arange(views) * 360.0 / views).repeat(len(ELEVATIONS))
+    cameras = seen_from(azimuth, torch.tensor(ELEVATIONS).repeat_interleave(views), size)
+    objects = tuple(heads(count))
+    images = torch.stack([render_head(head, cameras).image for head in objects])
+    return RenderLibrary(images, cameras, objects, None)
 
 
-def turned(count: int, size: int, elevation: float = 15.0) -> Cameras:
-    """A turntable from the front."""
-    azimuth = torch.arange(count) * 360.0 / count
-    return orbit(azimuth, elevation, width=size, height=size)
+def seen_from(azimuth: Tensor, elevation: Tensor | float, size: int) -> Cameras:
+    """Upright cameras around the origin."""
+    return orbit((azimuth + 180) % 360 - 180, elevation, DISTANCE, width=size, height=size)
 
 
 def psnr(images: Tensor, truth: Tensor) -> float:
