@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.runs.config import Execution, RunConfig
 from limbeck.runs.distillation import prepare
-from limbeck.tasks import Task
+from limbeck.tasks import AnyTask
 from limbeck.training import Loop, LoopOptions, checkpoint_roles
 from limbeck.training.live import LiveBytes, held
 from limbeck.training.offload import Offload
@@ -59,7 +59,7 @@ class Plan:
 
 def plan_run(
     config: RunConfig,
-    task: Task,
+    task: AnyTask,
     how: Execution = Execution(),  # noqa: B008
     *,
     eight_bit: bool = False,
@@ -90,11 +90,12 @@ def plan_run(
 class Rehearsal:
     """The loop of a run at another batch, whose optimizers stand still."""
 
-    def __init__(self, config: RunConfig, task: Task, how: Execution, batch: int, eight_bit: bool = False):
+    def __init__(self, config: RunConfig, task: Any, how: Execution, batch: int, eight_bit: bool = False):
         self.batch = batch
-        teacher, start = _lazy((task.teacher, task.start))
+        held_by_task = {name: getattr(task, name) for name in ("teacher", "start") if hasattr(task, name)}
+        lazy = dict(zip(held_by_task, _lazy(tuple(held_by_task.values())), strict=True))
         small = replace(config, options={**config.options, "batch": batch})
-        self.method, options = prepare(small, replace(task, teacher=teacher, start=start))
+        self.method, options = prepare(small, replace(task, **lazy))
         if how.gradient_checkpointing:
             checkpoint_roles(self.method.roles)
         counts = LoopOptions(options.iterations, batch, config.micro_batches, config.seed)

@@ -1,7 +1,9 @@
 """What the scene methods distil: an image teacher, cameras around something, and scenes that are to become what it asks for."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,10 +11,15 @@ from torch import Tensor, nn
 
 from limbeck.denoisers import Cond
 from limbeck.errors import LimbeckError
-from limbeck.scenes import NUMBERS, Cameras
-from limbeck.training import TensorSource
+from limbeck.scenes import NUMBERS, Cameras, angles, ball, save_gif, save_splats, save_strip, splats_from_points
+from limbeck.scenes.scene import SplatScene
+from limbeck.tasks.contract import student_of
+from limbeck.training import Keyed, TensorSource
 
 CAMERA_NUMBERS = 16  # a critic's camera: c2w, row by row
+FRAMES = 24  # of a turntable
+# Adam's step in each parameter over that in the opacities' logits: for runs of hundreds of iterations, not of tens of thousands
+RATES = {"means": 0.1, "log_scales": 0.3, "quaternions": 0.3, "logits": 1.0, "sh0": 0.4, "shN": 0.02}
 
 
 def no_condition(cameras: Cameras) -> Cond | None:
@@ -60,7 +67,45 @@ class SceneTask:
     sigma_data: float = 0.5
     wing: str = "scenes"
     source: TensorSource = field(default_factory=lambda: TensorSource(None, size=1))
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    best: str | None = None
+
+    def seen(self, student: Any, particle: int, cameras: Cameras) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] of one particle of a student, before the task's background."""
+        rows = torch.full((len(cameras),), particle, device=cameras.c2w.device)
+        behind = torch.as_tensor(self.background, device=rows.device, dtype=cameras.c2w.dtype).expand(len(cameras), 3)
+        with torch.no_grad():
+            (look,) = student(cameras, rows, behind)
+        return look.seen.image.clamp(-1, 1)
+
+    def leave(self, folder: Path, method: Any, about: Mapping[str, Any]) -> None:
+        """Of splats: scene.ply (and scene_1.ply, ... of further particles), scene.json, samples/turntable.gif and strips."""
+        student = student_of(method)
+        around = self.around(FRAMES)
+        for i in range(len(student)):
+            tail = f"_{i}" if i else ""
+            save_splats(folder / f"scene{tail}.ply", student.scenes[i].detached())
+            frames = self.seen(student, i, around)
+            save_gif(folder / "samples" / f"turntable{tail}.gif", frames)
+            save_strip(folder / "samples" / f"strip{tail}.png", frames[::3])
+        _, elevation, distance = angles(around.position[:1])
+        behind = torch.as_tensor(self.background).expand(3).tolist()
+        viewpoint = {
+            "elevation": float(elevation),
+            "distance": float(distance),
+            "fovy": float(around.fovy[0]),
+            "background": behind,
+        }
+        (folder / "scene.json").write_text(json.dumps(viewpoint, indent=1) + "\n")
+
+    def around(self, count: int) -> Cameras:
+        """A turntable from the front, for those who look."""
+        raise NotImplementedError
+
+    def exports(self) -> Mapping[str, Callable[[Any, Path], None]]:
+        """The first particle as a PLY of Gaussian splats."""
+        return {"ply": lambda method, place: save_splats(place, student_of(method).scenes[0].detached())}
 
 
 def check_encoder(task: SceneTask, images: Tensor) -> None:
@@ -72,3 +117,12 @@ def check_encoder(task: SceneTask, images: Tensor) -> None:
             f"renders of {tuple(images.shape[1:])} become {found}, but the teacher's data are {tuple(task.shape)}: give cameras of "
             "another size, or an encoder to that shape"
         )
+
+
+def new_splats(count: int, seed: int, radius: float = 0.7) -> SplatScene:
+    """Splats of uncertain grey in a ball."""
+    draw = Keyed(seed, 0, torch.arange(count))
+    points = ball(draw.uniform("points", (3,)).float(), radius)
+    scene = SplatScene(splats_from_points(points, 0.4 + 0.2 * draw.uniform("colour", (3,)).float()))
+    scene.rates = RATES
+    return scene

@@ -1,0 +1,177 @@
+"""Variational score distillation where the teacher's law and the renders' are known exactly (arXiv 2305.16213).
+
+Diversity: the prompt is any of four heads, four voxel scenes learn side by side, and the critic knows the law of their renders in
+closed form. SDS, for which every scene is alone, leaves some heads out; VSD reaches all. The times decide: the scenes must part
+while the noise is high. Controls: the prompt names two heads only; the teacher's pictures belong to no object; no training at
+all. Over-saturation: SDS at the guidance that text needs, and at an ordinary one. A learned critic beside the particles: how
+near its score comes to the exact one, and what the camera is worth to it. In two dimensions: pictures of digits as the scenes.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limbeck.claims.claim import Check, Claim, Figures, at_least, at_most, medians
+from limbeck.claims.scenes.voxels import between_views, looked_at, picture_task, reached, trained, voxel_task
+from limbeck.denoisers import guided
+from limbeck.methods.scenes.critics import exact_critic, same_camera
+from limbeck.methods.scenes.options import SceneOptions
+from limbeck.methods.scenes.prolificdreamer import ProlificDreamer, camera_free
+from limbeck.metrics import energy_distance
+from limbeck.metrics.views import nearest_views, render_distance, saturation_ratio
+from limbeck.networks import ResidualMLP
+from limbeck.noise import spread
+from limbeck.scenes import render_head
+from limbeck.tasks import load_digits
+from limbeck.tasks.renders import RenderLibrary
+from limbeck.tasks.scenes import camera_vector
+from limbeck.training import Keyed, OptimizerOptions
+
+ADAM = OptimizerOptions(lr=0.05, betas=(0.9, 0.99), eps=1e-15)
+HIGH_FIRST = {"early": (0.7, 0.98), "late": (0.02, 0.7), "late_from": 0.7}
+VOXELS = SceneOptions(
+    iterations=300, batch=12, particles=4, guidance=1.0, student=ADAM, sparsity=1.0, **HIGH_FIRST  # type: ignore[arg-type]
+)  # fmt: skip
+PICTURES = SceneOptions(
+    iterations=1000, batch=16, particles=16, guidance=1.0, student=replace(ADAM, lr=0.03), early=(0.7, 0.98), late=(0.02, 0.7), late_from=0.6
+)  # fmt: skip
+
+
+@functools.cache
+def library(count: int) -> RenderLibrary:
+    """``count`` heads from 24 views."""
+    return RenderLibrary.of_heads(count)
+
+
+def measure(seed: int) -> Figures:
+    """One seed."""
+    return {**diversity_figures(seed), **saturation_figures(seed), **digit_figures(seed), **learned_figures(seed)}
+
+
+# -- diversity --------------------------------------------------------------------------------------------------------
+
+
+def distilled(seed: int, heads: RenderLibrary, objects: tuple[int, ...], **options: Any) -> ProlificDreamer:
+    """Four voxel scenes, of a prompt that names these objects, and the camera exactly."""
+    return trained(ProlificDreamer(voxel_task(heads, objects), replace(VOXELS, **options), seed), seed)
+
+
+def diversity_figures(seed: int) -> Figures:
+    """Distinct heads, mean PSNR to the nearest, and the distance between scenes over that between the true heads."""
+    heads, at = library(4), between_views()
+    true = torch.stack([heads.truth(k, at) for k in range(4)])
+    arms: dict[str, tuple[RenderLibrary, tuple[int, ...], dict[str, Any]]] = {
+        "vsd": (heads, (0, 1, 2, 3), {}),
+        "sds": (heads, (0, 1, 2, 3), {"critic_kind": "dirac"}),
+        "vsd, times to 0.5": (heads, (0, 1, 2, 3), {"early": (0.02, 0.98), "late": (0.02, 0.5), "late_from": 0.2}),
+        "two heads": (heads, (1, 3), {"iterations": 150}),
+        "in disorder": (heads.shuffled(seed), (0, 1, 2, 3), {"iterations": 150}),
+    }
+    figures: Figures = {}
+    for name, (known, objects, options) in arms.items():
+        renders = looked_at(distilled(seed, known, objects, **options), at)
+        found = reached(heads, renders, at)
+        figures |= {
+            f"{name} heads": float(len(found.objects.unique())),
+            f"{name} psnr": float(found.psnr.mean()),
+            f"{name} distance": render_distance(renders) / render_distance(true),
+        }
+        if name == "two heads":
+            figures["others reached"] = float(sum(int(k) not in objects for k in found.objects))
+    untrained = ProlificDreamer(voxel_task(heads, (0,)), VOXELS, seed)
+    figures["untrained psnr"] = float(reached(heads, looked_at(untrained, at), at).psnr.mean())
+    return figures
+
+
+# -- over-saturation --------------------------------------------------------------------------------------------------
+
+
+def saturation_figures(seed: int) -> Figures:
+    """HSV saturation of a scene over the true head's, and its PSNR, with the null condition all views of all of 8 heads."""
+    heads, at = library(8), between_views()
+    true = render_head(heads.objects[0], at, heads.extent, heads.background)
+    figures: Figures = {}
+    for w in (7.5, 100.0):
+        options = replace(
+            VOXELS, iterations=200, batch=6, particles=1, critic_kind="dirac", guidance=w, early=(0.02, 0.98), late=(0.02, 0.5), late_from=0.4
+        )  # fmt: skip
+        renders = looked_at(trained(ProlificDreamer(voxel_task(heads, (0,), width=50.0), options, seed), seed), at)[0]
+        figures[f"saturation {w:g}"] = saturation_ratio(renders, true.image, true.opacity)
+        figures[f"psnr {w:g}"] = -10 * torch.log10((renders - true.image).double().square().mean() / 4).item()
+    return figures
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def digit_figures(seed: int) -> Figures:
+    """Sixteen pictures of digits: energy distance to all digits, how many classes and how many different nearest digits."""
+    bank, labels = load_digits()
+    figures: Figures = {}
+    for name, kind in {"vsd": "exact", "sds": "dirac"}.items():
+        method = trained(ProlificDreamer(picture_task(bank), replace(PICTURES, critic_kind=kind), seed), seed)
+        pictures = method.particles.scenes.values.detach()
+        nearest = nearest_views(pictures, bank)
+        figures |= {
+            f"digits {name} energy": energy_distance(pictures.flatten(1), bank.flatten(1)),
+            f"digits {name} classes": float(len(labels[nearest].unique())),
+            f"digits {name} distinct": float(len(nearest.unique())),
+        }
+    some = bank[Keyed(seed, 0, torch.arange(16)).randint("digits", 0, len(bank))]
+    figures["digits drawn energy"] = energy_distance(some.flatten(1), bank.flatten(1))
+    return figures
+
+
+# -- a learned critic -------------------------------------------------------------------------------------------------
+
+
+def learned_figures(seed: int) -> Figures:
+    """The cosine between what a network and the exact critic say of the camera, and the error of either without it."""
+    heads = library(4)
+    task = voxel_task(heads, (0, 1), network=lambda: ResidualMLP(heads.shape, width=256, blocks=3))
+    options = replace(
+        VOXELS, particles=2, batch=16, critic_kind="network", critic_steps=4,
+        critic=OptimizerOptions(lr=2e-3, betas=(0.9, 0.99), warmup=20, decay="cosine", clip=1.0),
+        student=replace(ADAM, decay="cosine"),
+    )  # fmt: skip
+    figures: Figures = {}
+    for name, drop in {"told": 0.1, "not told": 1.0}.items():
+        method = trained(ProlificDreamer(task, replace(options, critic_drop=drop), seed), seed)
+        for low, high in ((0.3, 0.7), (0.5, 0.7), (0.7, 0.95)):
+            cosine, error = against_exact(method, seed, low, high)
+            figures[f"learned {name} cosine {low:g}-{high:g}"] = cosine
+            figures[f"learned {name} error {low:g}-{high:g}"] = error
+    return figures
+
+
+@torch.no_grad()
+def against_exact(method: ProlificDreamer, seed: int, low: float, high: float, repeats: int = 4) -> tuple[float, float]:
+    """(cosine of eps_F - eps_pool with eps_exact - eps_pool, rms of eps_F - eps_exact), pooled over all cameras and scenes."""
+    cameras = library(4).cameras
+    renders = looked_at(method, cameras).flatten(0, 1)
+    number = torch.arange(len(cameras)).repeat(len(method.particles))
+    exact, process = exact_critic(renders, method.teacher.process), method.teacher.process
+    x, number, rows = renders.repeat(repeats, 1, 1, 1), number.repeat(repeats), torch.arange(len(renders) * repeats)
+    draw = Keyed(seed, 0, rows)
+    t = low + (high - low) * draw.uniform("t")
+    x_t = process.add_noise(x, draw.normal("eps", tuple(x.shape[1:])), t)
+    weight = spread(process.a(t) / process.s(t), x)
+    alone = exact(x_t, t, same_camera(number, number[: len(renders)]))
+    pool = exact(x_t, t)
+    told = {"camera": camera_vector(cameras)[number]}
+    learned = guided(method.critic, x_t, t, told, method.camera_guidance, camera_free(told))
+    a, b = (weight * (learned - pool)).flatten(), (weight * (alone - pool)).flatten()
+    return float(torch.dot(a, b) / (a.norm() * b.norm())), float((weight * (learned - alone)).square().mean().sqrt())
+
+
+def judge(runs: Sequence[Figures]) -> list[Check]:
+    """The gates."""
+    m = medians(runs)
+    return [at_least("VSD", m["vsd heads"], 4)]
+
+
+CLAIM = Claim("prolificdreamer", "2305.16213", measure, judge, functools.partial(library, 4), "")
