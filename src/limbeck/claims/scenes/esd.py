@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from limbeck.claims.claim import Check, Claim, Figures, at_least, at_most, medians
 from limbeck.claims.scenes.entropy import LAMS, gaussian_figures
-from limbeck.claims.scenes.turntable import trained, turntable_task, view_figures
+from limbeck.claims.scenes.turntable import turntable_task, view_figures
+from limbeck.claims.scenes.voxels import Picture, looked_at, trained
 from limbeck.denoisers import Cond, FiniteSetDenoiser
 from limbeck.methods.scenes.esd import ESD, ESDOptions
 from limbeck.networks import ResidualMLP
@@ -27,7 +28,7 @@ from limbeck.noise import spread
 from limbeck.scenes import Cameras, angles
 from limbeck.tasks.renders import RenderLibrary
 from limbeck.tasks.scenes import CAMERA_NUMBERS, SceneTask
-from limbeck.training import Loop, LoopOptions, OptimizerOptions
+from limbeck.training import OptimizerOptions
 
 OPTIONS: dict[str, Any] = {
     "iterations": 300, "batch": 6, "guidance": 1.0, "early": (0.7, 0.98), "late": (0.02, 0.7), "late_from": 0.6, "sparsity": 1.0,
@@ -72,7 +73,8 @@ def arm_renders(library: RenderLibrary, arm: str, seed: int) -> Tensor:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # views that grow alike are what this is about
-        return trained(ESD(turntable_task(library, goal), ESDOptions(**{**OPTIONS, **changes}), seed), seed)[0]
+        method = trained(ESD(turntable_task(library, goal), ESDOptions(**{**OPTIONS, **changes}), seed), seed)
+    return looked_at(method, library.cameras)[0]
 
 
 # -- a critic that is trained -----------------------------------------------------------------------------------------
@@ -85,19 +87,12 @@ class Turning(nn.Module):
         super().__init__()
         self.library, self.nothing = library, nn.Parameter(torch.zeros(()))
 
-    def forward(self, cameras: Cameras, background: Tensor | float = 1.0) -> Any:
+    def forward(self, cameras: Cameras, background: Tensor | float = 1.0) -> Picture:
         views = len(self.library.cameras)
         place = (angles(cameras.position)[0] * views / 360).round().long() % views
-        image = self.library.images[0, place] + 0 * self.nothing
-        return Pictured((image + 1) / 2, image)
-
-
-class Pictured:
-    """What is seen of it."""
-
-    def __init__(self, rgb: Tensor, image: Tensor):
-        self.rgb, self.image = rgb, image
-        self.opacity = self.depth = torch.ones_like(rgb[:, :1])
+        rgb = (self.library.images[0, place] + 1) / 2 + 0 * self.nothing
+        full = torch.ones_like(rgb[:, :1])
+        return Picture(rgb, full, full)
 
 
 def learned_figures(seed: int) -> Figures:
@@ -117,8 +112,7 @@ def learned_figures(seed: int) -> Figures:
             iterations=STEPS, batch=24, lam=0.0, critic_kind="network", critic_drop=drop,
             critic=OptimizerOptions(lr=3e-3, kind="adamw", warmup=20, clip=1.0, decay="cosine"),
         )  # fmt: skip
-        method = ESD(task, o, seed)
-        Loop(method, task.source, LoopOptions(STEPS, o.batch, seed=seed, log_every=1000), quiet=True).train()
+        method = trained(ESD(task, o, seed), seed)
         figures |= {f"{name} {what}": v for what, v in agreement(method, library, seed).items()}
     return figures
 
