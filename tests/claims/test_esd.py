@@ -10,8 +10,8 @@ from limbeck.claims.scenes.turntable import clouds, on_turntable, view_figures
 from limbeck.scenes import angles
 from limbeck.tasks.renders import RenderLibrary
 
-JANUS = {"front": 1.0, "views": 2.0, "entropy": 0.3, "IQ": 0.05, "IV": 0.4, "order": 88.0, "psnr": 28.0}
-CURED = {"front": 0.25, "views": 19.0, "entropy": 2.8, "IQ": 0.05, "IV": 2.9, "order": 15.0, "psnr": 26.0}
+JANUS = {"front": 1.0, "views": 2.0, "entropy": 0.3, "IQ": 0.05, "IV": 0.4, "order": 88.0, "psnr": 25.0}
+CURED = {"front": 0.25, "views": 19.0, "entropy": 2.8, "IQ": 0.05, "IV": 2.9, "order": 15.0, "psnr": 28.0}
 GOOD = {
     f"{arm}: {name}": value
     for arm in ARMS
@@ -39,23 +39,24 @@ def test_good_figures_hold_and_what_does_not_show_is_said():
 @pytest.mark.parametrize(
     ("figure", "value", "statement"),
     [
-        ("SDS: front", 0.7, "Janus, provoked"),
-        ("ESD 1: front", 0.6, "ESD, lam 1: the same share"),
-        ("ESD 1: front", 0.6, "ESD, lam 1, over SDS: the same share"),
+        ("SDS: front", 0.7, "half of the law in front, SDS"),
+        ("ESD 1: front", 0.6, "the same, ESD with lam 1"),
+        ("ESD 1: front", 0.6, "ESD over SDS: share"),
         ("SDS: entropy", 2.0, "over SDS: entropy"),
         ("ESD 1: IV", 1.0, "over SDS: IV"),
-        ("ESD 1: views", 8.0, "distinct views"),
-        ("ESD 1: order", 70.0, "order of the views"),
-        ("even SDS: front", 0.3, "Janus without a bias"),
-        ("even ESD 1: front", 0.5, "the same, ESD, lam 1"),
+        ("ESD 1: psnr", 25.0, "over SDS: PSNR"),
+        ("ESD 1: views", 8.0, "ESD: distinct views"),
+        ("ESD 1: order", 70.0, "views out of order"),
+        ("even SDS: front", 0.3, "even law, SDS"),
+        ("even ESD 1: front", 0.5, "the same, ESD"),
         ("told SDS: front", 0.5, "control: a prompt for the view"),
-        ("told SDS: views", 12.0, "the same: distinct views"),
+        ("told SDS: views", 12.0, "control: the same, distinct views"),
         ("gaussian trace ratio 0.5", 0.4, "least rise"),
-        ("gaussian trace ratio 0", 0.02, "student / teacher, lam 0"),
+        ("gaussian trace ratio 0", 0.02, "the teacher's, lam 0"),
         ("gaussian trace ratio 1", 0.9, "the same, lam 1"),
-        ("gaussian trace ratio 0.75", 0.5, "what lam leads to"),
+        ("gaussian trace ratio 0.75", 0.5, "distance from the root"),
         ("gaussian mean error", 0.02, "error of the mean"),
-        ("cameras dropped score", 0.6, "camera-free score"),
+        ("cameras dropped score", 0.6, "cosine to the exact score"),
         ("cameras dropped picture", 0.3, "clean picture"),
         ("cameras never dropped picture", 0.6, "never dropped"),
     ],
