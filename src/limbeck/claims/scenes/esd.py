@@ -30,7 +30,7 @@ from limbeck.tasks.scenes import CAMERA_NUMBERS, SceneTask
 from limbeck.training import OptimizerOptions
 
 OPTIONS: dict[str, Any] = {
-    "iterations": 300, "batch": 6, "guidance": 1.0, "early": (0.7, 0.98), "late": (0.02, 0.7), "late_from": 0.6, "sparsity": 1.0,
+    "iterations": 300, "batch": 6, "guidance": 1.0, "early": (0.8, 0.98), "late": (0.02, 0.7), "late_from": 0.7, "sparsity": 1.0,
     "student": OptimizerOptions(lr=0.05, betas=(0.9, 0.99)),
 }  # fmt: skip
 SDS: dict[str, Any] = {"lam": 0.0, "critic_kind": "dirac"}

@@ -44,9 +44,9 @@ class ESDOptions(SceneOptions):
     """Those of variational score distillation and lam, which says its ``critic_guidance``."""
 
     batch: int = 6
-    early: Range = (0.7, 0.98)
+    early: Range = (0.8, 0.98)
     late: Range = (0.02, 0.7)
-    late_from: float = 0.6
+    late_from: float = 0.7
     lam: float = 1.0
     """Weight of the entropy of all views, in [0, 1]: 0 is VSD, 1 fits the law of all renders to the teacher's (the paper: 0.5)."""
 
