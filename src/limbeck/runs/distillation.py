@@ -216,8 +216,8 @@ def run(
     world.first(lambda: begin(folder, config, overwrite, resume))
     loop = Loop(
         method,
-        task.source,
-        loop_options(config, options),
+        method.source(task.source),
+        loop_options(config, options, method),
         folder=folder,
         device=config.device,
         evaluate=lambda step: task.watched(method),
@@ -246,11 +246,15 @@ def run(
     return done if world.writes else replace(done, summary={})
 
 
-def loop_options(config: RunConfig, options: Any) -> LoopOptions:
-    """How long and how often. Raises LimbeckError for numbers that no run can have, before any teacher is trained for it."""
+def loop_options(config: RunConfig, options: Any, method: Method | None = None) -> LoopOptions:
+    """How long and how often; the ``method`` knows the batch that its options leave open.
+
+    Raises LimbeckError for numbers that no run can have, before any teacher is trained for it.
+    """
     every = max(-(-options.iterations // EVALUATIONS), 1)
+    batch = options.batch or (config.micro_batches if method is None else method.batch)
     return LoopOptions(
-        options.iterations, options.batch, config.micro_batches, config.seed, config.checkpoint_every, evaluate_every=every
+        options.iterations, batch, config.micro_batches, config.seed, config.checkpoint_every, evaluate_every=every
     )
 
 
@@ -283,7 +287,7 @@ def open_run(folder: Path | str, quiet: bool = False, trust_code: bool = False) 
     with named_by(Path(folder) / "config.yaml", trust_code):
         task = build_task(config.task, config.task_options, device=config.device, dtype=config.dtype, quiet=quiet)
         method, options = prepare(config, task, trust_code)
-    loop = Loop(method, task.source, LoopOptions(options.iterations, options.batch, seed=config.seed), quiet=True)
+    loop = Loop(method, method.source(task.source), loop_options(config, options, method), quiet=True)
     restore(loop, Path(folder), config)
     file = Path(folder) / "summary.json"
     summary = read_plain(file)[1] if file.is_file() else {}

@@ -72,7 +72,7 @@ def plan_run(
     update. Tensors alone are counted, not what an operation frees before it returns, nor the allocator's gaps and CUDA's own
     context (about half a GB). ``eight_bit``: as if Adam's moments were in 8 bits.
     """
-    pieces, batch = config.micro_batches, int(config.options["batch"])
+    pieces, batch = config.micro_batches, config.options["batch"] or prepare(config, task)[0].batch
     total = int(config.options["iterations"])
     rehearse = lambda size: Rehearsal(config, task, how, size, eight_bit)  # noqa: E731
     trial = rehearse(min(FEW[1] * pieces, batch))
@@ -99,7 +99,7 @@ class Rehearsal:
         if how.gradient_checkpointing:
             checkpoint_roles(self.method.roles)
         counts = LoopOptions(options.iterations, batch, config.micro_batches, config.seed)
-        self.loop = Loop(self.method, task.source, counts, device=config.device, quiet=True)
+        self.loop = Loop(self.method, self.method.source(task.source), counts, device=config.device, quiet=True)
         for name, trained in self.loop.trained.items():
             kind = trained.options.kind
             trained.optimizer = Still(trained, f"{kind}8bit" if eight_bit and f"{kind}8bit" in EIGHT_BIT else kind)

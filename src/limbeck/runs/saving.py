@@ -56,7 +56,7 @@ def _checkpointing(c: Choice) -> Switched | None:
 
 
 def _micro_batches(c: Choice) -> Switched | None:
-    batch, now = int(c.config.options["batch"]), c.config.micro_batches
+    batch, now = int(c.config.options["batch"] or 1), c.config.micro_batches
     pieces = min(PIECES * now, batch)
     meaning = f"{-(-batch // pieces)} samples at a time, the same gradient"
     on = Switched(f"--micro-batches {pieces}", meaning, replace(c, config=replace(c.config, micro_batches=pieces)))
