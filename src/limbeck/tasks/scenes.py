@@ -29,7 +29,7 @@ from limbeck.training import Keyed, TensorSource
 CAMERA_NUMBERS = 16  # a critic's camera: c2w, row by row
 FRAMES = 24  # of a turntable
 # Adam's step in each parameter over that in the opacities' logits: for runs of hundreds of iterations, not of tens of thousands
-RATES = {"means": 0.1, "log_scales": 0.3, "quaternions": 0.3, "logits": 1.0, "sh0": 0.4, "shN": 0.02}
+RATES = {"means": 0.1, "log_scales": 0.4, "quaternions": 0.3, "logits": 1.0, "sh0": 0.4, "shN": 0.02}
 
 
 def no_condition(cameras: Cameras) -> Cond | None:
