@@ -28,6 +28,7 @@ from limbeck.scenes.rays import (
 from limbeck.scenes.scene import Scene, Seen, SplatScene
 from limbeck.scenes.splats import Splats, ball, check_splats, splats_from_points
 from limbeck.scenes.splatting import Rendered, project, render
+from limbeck.scenes.viewpoint import Viewpoint, save_scene
 from limbeck.scenes.views import VIEWS, PerpNeg, perp_neg, view_labels, view_prompts
 from limbeck.scenes.volume import Field, VolumeRendered, VolumeScene
 from limbeck.scenes.voxels import BLOBS, VoxelGrid, blob
@@ -50,6 +51,7 @@ __all__ = [
     "Seen",
     "SplatScene",
     "Splats",
+    "Viewpoint",
     "VolumeRendered",
     "VolumeScene",
     "VoxelGrid",
@@ -86,6 +88,7 @@ __all__ = [
     "reset_opacity",
     "save_cameras",
     "save_gif",
+    "save_scene",
     "save_splats",
     "save_strip",
     "sh_basis",

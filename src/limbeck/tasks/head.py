@@ -28,7 +28,11 @@ COLUMNS = {
 }
 ELEVATIONS, DISTANCE = (-10.0, 15.0, 40.0), 1.75
 JUDGES = 12  # cameras that judge: between the library's in azimuth and in elevation
-PREFERRED: dict[str, dict[str, Any]] = {}
+PREFERRED: dict[str, dict[str, Any]] = {
+    "prolificdreamer": {
+        "iterations": 500, "guidance": 1.0, "late": (0.02, 0.3), "student": {"lr": 0.05, "decay": "cosine"},
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ class HeadOptions:
     splats: int | None = None
     """Gaussians of a scene (default: 1500)."""
     view_width: float | None = None
-    """A prompt for a view leaves the pictures within so many degrees of the camera (default: 25)."""
+    """A prompt for a view leaves the pictures within so many degrees of the camera (default: 5, the nearest one)."""
 
 
 OPTIONS = HeadOptions
@@ -140,7 +144,7 @@ def head_task(
     views: int = 36,
     size: int = 48,
     splats: int = 1500,
-    view_width: float = 25.0,
+    view_width: float = 5.0,
     *,
     device: str = "cpu",
     dtype: str = "float32",

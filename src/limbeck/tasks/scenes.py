@@ -1,6 +1,5 @@
 """What the scene methods distil: an image teacher, cameras around something, and scenes that are to become what it asks for."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,15 +10,26 @@ from torch import Tensor, nn
 
 from limbeck.denoisers import Cond
 from limbeck.errors import LimbeckError
-from limbeck.scenes import NUMBERS, Cameras, angles, ball, save_gif, save_splats, save_strip, splats_from_points
-from limbeck.scenes.scene import SplatScene
+from limbeck.scenes import (
+    NUMBERS,
+    Cameras,
+    SplatScene,
+    Viewpoint,
+    angles,
+    ball,
+    save_gif,
+    save_scene,
+    save_splats,
+    save_strip,
+    splats_from_points,
+)
 from limbeck.tasks.contract import student_of
 from limbeck.training import Keyed, TensorSource
 
 CAMERA_NUMBERS = 16  # a critic's camera: c2w, row by row
 FRAMES = 24  # of a turntable
 # Adam's step in each parameter over that in the opacities' logits: for runs of hundreds of iterations, not of tens of thousands
-RATES = {"means": 0.1, "log_scales": 0.3, "quaternions": 0.3, "logits": 1.0, "sh0": 0.4, "shN": 0.02}
+RATES = {"means": 0.1, "log_scales": 0.4, "quaternions": 0.3, "logits": 1.0, "sh0": 0.4, "shN": 0.02}
 
 
 def no_condition(cameras: Cameras) -> Cond | None:
@@ -81,23 +91,19 @@ class SceneTask:
 
     def leave(self, folder: Path, method: Any, about: Mapping[str, Any]) -> None:
         """Of splats: scene.ply (and scene_1.ply, ... of further particles), scene.json, samples/turntable.gif and strips."""
-        student = student_of(method)
-        around = self.around(FRAMES)
+        student, around = student_of(method), self.around(FRAMES)
+        _, elevation, distance = angles(around.position[:1])
+        behind: Any = tuple(torch.as_tensor(self.background).expand(3).tolist())
+        viewpoint = Viewpoint(float(elevation), float(distance), float(around.fovy[0]), behind)
         for i in range(len(student)):
-            tail = f"_{i}" if i else ""
-            save_splats(folder / f"scene{tail}.ply", student.scenes[i].detached())
+            splats, tail = student.scenes[i].detached(), f"_{i}" if i else ""
+            if i == 0:
+                save_scene(folder, splats, viewpoint)
+            else:
+                save_splats(folder / f"scene{tail}.ply", splats)
             frames = self.seen(student, i, around)
             save_gif(folder / "samples" / f"turntable{tail}.gif", frames)
             save_strip(folder / "samples" / f"strip{tail}.png", frames[::3])
-        _, elevation, distance = angles(around.position[:1])
-        behind = torch.as_tensor(self.background).expand(3).tolist()
-        viewpoint = {
-            "elevation": float(elevation),
-            "distance": float(distance),
-            "fovy": float(around.fovy[0]),
-            "background": behind,
-        }
-        (folder / "scene.json").write_text(json.dumps(viewpoint, indent=1) + "\n")
 
     def around(self, count: int) -> Cameras:
         """A turntable from the front, for those who look."""

@@ -4,9 +4,7 @@ The teacher is told the prompt for the view ("..., front view"), a critic the pr
 should come out, so a run is judged by what it looks like; figures say only whether the scene has a shape and its views differ.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,14 +74,6 @@ class TextOptions:
 OPTIONS = TextOptions
 PREFERRED: dict[str, dict[str, Any]] = {
     "prolificdreamer": {"critic_kind": "adapters", "batch": 1, "iterations": 10_000, "critic_weight": "eps", "sparsity": 1.0},
-    "esd": {
-        "critic_kind": "adapters",
-        "batch": 1,
-        "update": "one",
-        "iterations": 10_000,
-        "critic_weight": "eps",
-        "sparsity": 1.0,
-    },
 }
 
 

@@ -9,8 +9,10 @@ from torch import nn
 from limbeck.denoisers import FiniteSetDenoiser, Preconditioned, guided
 from limbeck.methods import find
 from limbeck.methods.scenes.critics import exact_critic, same_camera
+from limbeck.methods.scenes.particles import Particles, Together, pictures
 from limbeck.networks import ResidualMLP
 from limbeck.noise import DDPM, CosineVP, spread
+from limbeck.scenes import VolumeScene, VoxelGrid, orbit
 from limbeck.training import checkpoints
 
 F64 = torch.float64
@@ -290,3 +292,19 @@ def test_the_regularisers_are_their_formulas(tiny):
     torch.testing.assert_close(sparse - base, 2 * (o**2 + 0.01).sqrt().mean())
     torch.testing.assert_close(opaque - base, 3 * entropy)
     assert prod(tiny.SHAPE) == 48
+
+
+def test_scenes_rendered_at_once_are_those_rendered_one_by_one():
+    """Voxel grids side by side, before cameras in any order, learn the same."""
+    cameras = orbit(torch.tensor([0.0, 40.0, 80.0, 120.0]), width=5, height=5).to(F64)
+    which, start = torch.tensor([1, 0, 1, 1]), torch.randn(2, 4, 6, 6, 6, dtype=F64)
+    background = torch.rand(4, 3, dtype=F64)
+    together = Together(VolumeScene(VoxelGrid(6, 2, start=start), samples=8), 2)
+    apart = Particles([VolumeScene(VoxelGrid(6, 1, start=start[i : i + 1]), samples=8) for i in range(2)])
+    found, grads = [], []
+    for particles in (together, apart):
+        images = pictures(list(particles(cameras, which, background)))
+        found.append(images.detach())
+        grads.append(torch.cat(torch.autograd.grad(images.square().sum(), list(particles.parameters()))))
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(grads[0], grads[1])

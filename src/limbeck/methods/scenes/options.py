@@ -14,7 +14,7 @@ GREAT = 50.0  # a guidance that only SDS needs
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """What all take. Times are shares of the teacher's schedule, 0 clean and 1 noise. The defaults are what works on the head."""
+    """What all take. Times are shares of the teacher's schedule, 0 clean and 1 noise. Tasks bring what suits them better than these."""
 
     iterations: int = 400
     batch: int = 4
