@@ -47,7 +47,6 @@ ARMS: dict[str, tuple[float | str | None, dict[str, Any]]] = {
     "0.8 ESD 1": (0.8, {"lam": 1.0}),
     "told SDS": ("told", SDS),
 }
-TRUTH = 5 / 24  # of the views are from the front
 SMALL, STEPS, DROP = 8, 400, 0.1
 
 
