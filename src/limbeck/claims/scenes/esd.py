@@ -144,17 +144,19 @@ def judge(runs: Sequence[Figures]) -> list[Check]:
         at_least("half of the law in front, SDS: share of views seen as the front (true 0.21)", m["SDS: front"], 0.9),
         at_most("the same, ESD with lam 1", m["ESD 1: front"], 0.4),
         at_most("ESD over SDS: share of views seen as the front", gap["front"], -0.5),
-        at_least("ESD over SDS: entropy of the labels, nats", gap["entropy"], 1.2),
-        at_least("ESD over SDS: IV, nats", gap["IV"], 1.2),
-        at_least("ESD over SDS: PSNR to the nearest pictures of the head, dB", gap["psnr"], 0.5),
+        at_least("ESD over SDS: entropy of the labels, nats", gap["entropy"], 1.5),
+        at_least("ESD over SDS: IV, nats", gap["IV"], 1.5),
+        at_least("ESD over SDS: PSNR to the nearest pictures of the head, dB", gap["psnr"], 1.0),
         at_least("ESD: distinct views of 24", m["ESD 1: views"], 14),
         at_most("ESD: views out of order, degrees up to a rotation (a face everywhere: 90)", m["ESD 1: order"], 45),
         at_least("lam 0.5 over SDS: entropy of the labels, nats", gap["half"], 0.4, gated=False),
         at_most("lam 0.5: share of views seen as the front", m["ESD 0.5: front"], 0.9, gated=False),
         at_least("low noise from the start, over SDS: entropy of the labels, nats", gap["low"], 0.4, gated=False),
         at_most("the same: share of views seen as the front", m["ESD 1, low noise from the start: front"], 0.9, gated=False),
-        at_least("even law, SDS: share of views seen as the front (Janus without a bias)", m["even SDS: front"], 0.9),
-        at_most("the same, ESD", m["even ESD 1: front"], 0.4),
+        at_least(
+            "even law, SDS: share of views seen as the front (Janus without a bias)", m["even SDS: front"], 0.9, gated=False
+        ),
+        at_most("even law, ESD: the same share", m["even ESD 1: front"], 0.4),
         at_most(
             "limit: 0.8 of the law in front, ESD: share of views seen as the front", m["0.8 ESD 1: front"], 0.9, gated=False
         ),
@@ -185,5 +187,16 @@ def gaps(run: Figures) -> Figures:
     }
 
 
-CALIBRATION = ""
+CALIBRATION = (
+    "6 seeds, about 34 CPU s each. Half of the law in front: SDS shows the front from 1.00 of the views in every seed, 2..4 distinct "
+    "views, entropy 0.29..0.62 nats; ESD with lam 1 0.21..0.25 of them (true: 0.21), 19..22 distinct views, 2.87..3.06 nats (24 views: "
+    "3.18), views 6..16 degrees out of order, PSNR 3.0..4.8 dB over SDS. With t from 0.7 instead of 0.8, for 60 per cent of the run, one "
+    "seed of five stayed a Janus head. Every gate is more than 3 deviations of the seeds from its bound. Not shown: the paper's lam "
+    "0.5 has more entropy (0.62..1.00 nats) but still only fronts; so has lam 1 with low noise from the start (0.90..1.26 nats), and "
+    "with 0.8 of the law in front (1.38..1.53 nats; SDS 0.65..1.29). A law of views that is even does not save SDS: 3 seeds of 6 are "
+    "Janus heads, the others whole; with lam 1 all are whole (0.13..0.17 in front, 21..23 views). A prompt for the view: 0.13..0.21, "
+    "21..22 views, with SDS. Gaussians: trace 0.0001..0.0013, 0.0003..0.003, 0.010..0.043, 0.315..0.358, 1.000 for lam 0, 0.25, 0.5, 0.75, "
+    "1 (roots 0, 0, 0.015, 0.331, 1), the mean exact. Trained critic: cosine of the camera-free score 0.99, of its clean picture "
+    "0.66..0.72, and 0.03..0.11 where cameras were never dropped (whose score still has 0.97: most of a score is the noise)."
+)
 CLAIM = Claim("esd", "2401.00909", measure, judge, calibration=CALIBRATION)

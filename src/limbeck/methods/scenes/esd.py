@@ -14,10 +14,11 @@ renders to the teacher's. The text stays in both calls; only the camera leaves. 
 renders of this iteration's cameras: give it several. A trained one learns it from the share of renders (``critic_drop``) whose
 camera it is not told.
 
-What it can do and what not (``limbeck reproduce esd``): lam = 1 asks for the *teacher's* law of views. Where that is even, or half
-from the front, an object of SDS has one face everywhere and one of ESD has all its sides; where it is nearly all front, so is
-what comes out, and a prompt for each view does more, as it removes the bias. What a view becomes is decided while x_t leaves it
-open: noise must be high first (``early``), or every view is stuck with the picture nearest to its start before lam counts.
+What it can do and what not (``limbeck reproduce esd``): lam = 1 asks for the *teacher's* law of views. Where half of that is
+front, SDS gives a face on every side and lam = 1 all sides; where it is nearly all front, so is what comes out, and a prompt for
+each view does more, as it removes the bias. The paper's lam = 0.5 gives more variety, but no cure there. What a view becomes is
+decided while x_t leaves it open: noise must be high first (``early``), or every view is stuck with the picture nearest to its
+start before lam counts.
 
 Differs from the paper / from its code: the paper advises lam about 0.5 in threestudio's ProlificDreamer (there
 ``guidance_scale_lora`` = g); its weight s_t / a_t w(t) is the s_t^2 of its code here. The critic in closed form is ours.
