@@ -195,7 +195,7 @@ CALIBRATION = (
     "0.5 has more entropy (0.62..1.00 nats) but still only fronts; so has lam 1 with low noise from the start (0.90..1.26 nats), and "
     "with 0.8 of the law in front (1.38..1.53 nats; SDS 0.65..1.29). A law of views that is even does not save SDS: 3 seeds of 6 are "
     "Janus heads, the others whole; with lam 1 all are whole (0.13..0.17 in front, 21..23 views). A prompt for the view: 0.13..0.21, "
-    "21..22 views, with SDS. Gaussians: trace 0.0001..0.0013, 0.0003..0.003, 0.010..0.043, 0.315..0.358, 1.000 for lam 0, 0.25, 0.5, 0.75, "
+    "21..22 views, with SDS. Gaussians: trace up to 0.0013, up to 0.0031, 0.010..0.043, 0.315..0.358, 1.000 for lam 0, 0.25, 0.5, 0.75, "
     "1 (roots 0, 0, 0.015, 0.331, 1), the mean exact. Trained critic: cosine of the camera-free score 0.99, of its clean picture "
     "0.66..0.72, and 0.03..0.11 where cameras were never dropped (whose score still has 0.97: most of a score is the noise)."
 )
