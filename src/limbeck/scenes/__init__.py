@@ -4,6 +4,9 @@
 :class:`VolumeScene` those of a field such as :class:`VoxelGrid`. World: z up, +x the
 object's front; cameras look along -z with y up; angles in degrees (:mod:`limbeck.scenes.cameras`). Nothing here is random:
 what needs chance takes uniform or normal numbers from its caller.
+
+``render_mesh`` makes pictures of a :class:`Mesh` in torch; a :class:`MeshScene` learns one, as the surface of a field on tetrahedra
+(:class:`DMTet`) with a colour at each point.
 """
 
 from limbeck.scenes.camera_laws import NUMBERS, CameraLaw, between
@@ -13,6 +16,11 @@ from limbeck.scenes.density import Edit, ScreenGradients, apply_edit, densify, p
 from limbeck.scenes.export import load_cameras, load_splats, save_cameras, save_gif, save_splats, save_strip
 from limbeck.scenes.harmonics import sh_basis
 from limbeck.scenes.head import Head, head_library, heads, render_head
+from limbeck.scenes.mesh_files import load_mesh, save_mesh
+from limbeck.scenes.mesh_scene import ColourGrid, MeshRendered, MeshScene, render_mesh
+from limbeck.scenes.meshes import Mesh, check_mesh, collapsed, is_watertight, laplacian, largest_component, normal_consistency
+from limbeck.scenes.outlines import soft_outlines
+from limbeck.scenes.rasterise import Fragments, interpolate, rasterise
 from limbeck.scenes.rays import (
     Samples,
     ball_range,
@@ -28,6 +36,8 @@ from limbeck.scenes.rays import (
 from limbeck.scenes.scene import Scene, Seen, SplatScene
 from limbeck.scenes.splats import Splats, ball, check_splats, splats_from_points
 from limbeck.scenes.splatting import Rendered, project, render
+from limbeck.scenes.tetrahedra import DMTet, TetGrid, marching_tetrahedra, mesh_from_field, tet_grid
+from limbeck.scenes.texture import baked, sample_texture
 from limbeck.scenes.viewpoint import Viewpoint, save_scene
 from limbeck.scenes.views import VIEWS, PerpNeg, perp_neg, view_labels, view_prompts
 from limbeck.scenes.volume import Field, VolumeRendered, VolumeScene
@@ -40,9 +50,15 @@ __all__ = [
     "VIEWS",
     "CameraLaw",
     "Cameras",
+    "ColourGrid",
+    "DMTet",
     "Edit",
     "Field",
+    "Fragments",
     "Head",
+    "Mesh",
+    "MeshRendered",
+    "MeshScene",
     "PerpNeg",
     "Rendered",
     "Samples",
@@ -51,49 +67,67 @@ __all__ = [
     "Seen",
     "SplatScene",
     "Splats",
+    "TetGrid",
     "Viewpoint",
     "VolumeRendered",
     "VolumeScene",
     "VoxelGrid",
     "angles",
     "apply_edit",
+    "baked",
     "ball",
     "ball_range",
     "between",
     "blob",
     "blurred",
     "box_range",
+    "check_mesh",
     "check_splats",
+    "collapsed",
     "densify",
     "from_convention",
     "from_pytorch3d",
     "head_library",
     "heads",
     "importance",
+    "interpolate",
+    "is_watertight",
+    "laplacian",
+    "largest_component",
     "load_cameras",
+    "load_mesh",
     "load_splats",
     "look_at",
+    "marching_tetrahedra",
     "merged",
+    "mesh_from_field",
     "neus_thickness",
+    "normal_consistency",
     "orbit",
     "perp_neg",
     "pinhole",
     "project",
     "prune",
     "pytorch3d_matrices",
+    "rasterise",
     "ray_weights",
     "reindexed",
     "render",
     "render_head",
+    "render_mesh",
     "reset_opacity",
+    "sample_texture",
     "save_cameras",
     "save_gif",
+    "save_mesh",
     "save_scene",
     "save_splats",
     "save_strip",
     "sh_basis",
+    "soft_outlines",
     "splats_from_points",
     "stratified",
+    "tet_grid",
     "to_convention",
     "turntable",
     "view_labels",

@@ -94,28 +94,28 @@ def _rows(plane: Plane, width: int, height: int) -> _Rows:
     table = torch.stack([x, y, peak, xy / yy, 1 / (2 * yy), 1 / (2 * (xx - xy * xy / yy)).sqrt()])
     with torch.no_grad():
         reach = (2 * (peak - math.log(LEAST)) * yy).clamp(min=0).sqrt()
-        top, lines = _pixels(y, reach, height)
+        top, lines = interval(y, reach, height)
         row = torch.repeat_interleave(lines)
-        line = top[row] + _within(lines, row)
+        line = top[row] + within(lines, row)
     x, y, peak, slope, fall, a = table.index_select(1, row)
     dy = line + 0.5 - y
     p, c = peak - fall * dy * dy, x + slope * dy
     with torch.no_grad():
-        first, count = _pixels(c, (p - math.log(LEAST)).clamp(min=0).sqrt() / a, width)
+        first, count = interval(c, (p - math.log(LEAST)).clamp(min=0).sqrt() / a, width)
         used = (count > 0).nonzero()[:, 0]
         gaussian = which[row[used]]
         image_row = torch.div(gaussian, N, rounding_mode="floor") * height + line[used]
     return _Rows(torch.stack([p, c, a])[:, used], gaussian, image_row, first[used], count[used])
 
 
-def _pixels(centre: Tensor, reach: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def interval(centre: Tensor, reach: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """(first, count) of the pixels of 0..size - 1 whose centres lie within ``reach``."""
     first = (centre - reach - 0.5).ceil().clamp(0, size)
     last = (centre + reach - 0.5).floor().clamp(-1, size - 1)
     return first.long(), (last - first + 1).clamp(min=0).long()
 
 
-def _within(count: Tensor, owner: Tensor) -> Tensor:
+def within(count: Tensor, owner: Tensor) -> Tensor:
     """0, 1, .. count_i - 1 for each i in a row, (sum of count,); ``owner`` says which i each belongs to."""
     return torch.arange(len(owner), device=count.device) - (count.cumsum(0) - count)[owner]
 
@@ -155,7 +155,7 @@ class _Pairs(NamedTuple):
 
 def _pairs(curve: Tensor, gaussian: Tensor, first: Tensor, length: Tensor, width: int, pixels: int) -> _Pairs:
     row = torch.repeat_interleave(length)
-    pixel, order = (first[row] + _within(length, row)).int().sort(stable=True)
+    pixel, order = (first[row] + within(length, row)).int().sort(stable=True)
     row = row[order]
     p, c, a = (x.index_select(0, row) for x in curve)
     dx = pixel % width + 0.5 - c
