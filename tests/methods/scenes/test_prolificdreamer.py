@@ -303,7 +303,7 @@ def test_scenes_rendered_at_once_are_those_rendered_one_by_one():
     apart = Particles([VolumeScene(VoxelGrid(6, 1, start=start[i : i + 1]), samples=8) for i in range(2)])
     found, grads = [], []
     for particles in (together, apart):
-        images = pictures(list(particles(cameras, which, background)))
+        images = pictures(particles(cameras, which, background))
         found.append(images.detach())
         grads.append(torch.cat(torch.autograd.grad(images.square().sum(), list(particles.parameters()))))
     torch.testing.assert_close(found[0], found[1])

@@ -126,7 +126,7 @@ class ProlificDreamer(Method):
     def produce(self, batch: Batch, views: Views) -> tuple[Sample, list[Look]]:
         """Encoded renders with what critic and teacher are told of them, and what the cameras saw."""
         cameras, _, which = views
-        looks = list(self.particles(cameras, which, self.background(batch, views)))
+        looks = self.particles(cameras, which, self.background(batch, views))
         images = pictures(looks)
         if not self._checked:
             check_encoder(self.task, images)
