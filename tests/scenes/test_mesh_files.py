@@ -56,7 +56,7 @@ def test_as_another_library_reads_it(ending, mesh, tmp_path):
     found = trimesh.load_mesh(tmp_path / f"torus{ending}")
     assert found.is_watertight and found.is_winding_consistent and found.euler_number == 0 and found.volume > 0
     x, y, z = mesh.vertices.unbind(1)
-    wanted = torch.stack([x, z, -y], 1) if ending == ".glb" else mesh.vertices  # y up
+    wanted = torch.stack([y, z, x], 1) if ending == ".glb" else mesh.vertices  # y up
     np.testing.assert_array_equal(found.vertices.astype(np.float32), wanted.float().numpy())
     np.testing.assert_array_equal(found.faces, mesh.faces.numpy())
     np.testing.assert_array_equal(found.visual.vertex_colors[:, :3], (mesh.colours * 255).round().byte().numpy())
@@ -121,7 +121,7 @@ def test_another_library_finds_the_texture_the_right_way_up(ending, mesh, tmp_pa
     found = trimesh.load_mesh(tmp_path / f"torus{ending}", process=False)
     colour = found.visual.to_color().vertex_colors[:, :3] / 255  # the pixel nearest to each vertex
     x, y, z = torch.from_numpy(np.array(found.vertices)).unbind(1)
-    points = torch.stack([x, -z, y], 1) if ending == ".glb" else torch.stack([x, y, z], 1)
+    points = torch.stack([z, x, y], 1) if ending == ".glb" else torch.stack([x, y, z], 1)
     assert len(colour) == 3 * len(mesh.faces)
     assert float((torch.from_numpy(colour) - paint(points)).abs().max()) < 0.03
     if ending == ".obj":

@@ -17,7 +17,7 @@ from limbeck.training import Loop, LoopOptions
 
 @pytest.fixture(scope="module")
 def task(tiny_pipeline):
-    return text_task(tiny_pipeline("stable_diffusion"), "a cat", render=12, splats=20)
+    return text_task(tiny_pipeline("stable_diffusion"), "cat", render=12, splats=20)
 
 
 ADAPTERS = SceneOptions(iterations=3, batch=2, critic_kind="adapters", critic_rank=2, critic_weight="eps", late_from=1.0)
@@ -72,9 +72,9 @@ def test_a_run_trains_scene_and_adapters_alone(task, tmp_path):
 
 def test_what_is_refused(tiny_pipeline):
     with pytest.raises(LimbeckError, match="the task text needs --model .* and --prompt"):
-        text_task(prompt="a cat")
+        text_task(prompt="cat")
     with pytest.raises(LimbeckError, match="a DiTPipeline makes no pictures from text in a latent space"):
-        text_task(tiny_pipeline("dit"), "a cat")
+        text_task(tiny_pipeline("dit"), "cat")
 
 
 def test_a_critic_with_other_latents_is_named(tiny_pipeline, tmp_path):
@@ -85,4 +85,4 @@ def test_a_critic_with_other_latents_is_named(tiny_pipeline, tmp_path):
     other.vae.register_to_config(scaling_factor=0.5)
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(LimbeckError, match="scales its latents by 0.18215, the critic's by 0.5: they are not the same latents"):
-        text_task(place, "a cat", tmp_path / "other", render=12, splats=20)
+        text_task(place, "cat", tmp_path / "other", render=12, splats=20)

@@ -1,7 +1,7 @@
 """Meshes as files: OBJ with its MTL and PNG, GLB, and PLY with colours at the vertices; written for viewers and read back.
 
-Colours and textures are rounded to 8 bits in all of them; positions are float32. OBJ and PLY are z up, as here. GLB is y up: turned by
--90 degrees about x, (x, y, z) -> (x, z, -y), so that the object's front stays at +x.
+Colours and textures are rounded to 8 bits in all of them; positions are float32. OBJ and PLY are z up, as here. GLB is y up
+with the front at +z, as glTF wants it (``y-up`` in :mod:`limbeck.scenes.conventions`): (x, y, z) -> (y, z, x).
 """
 
 from pathlib import Path
@@ -57,7 +57,7 @@ def load_mesh(path: Path | str) -> Mesh:
     except Exception as error:  # whatever its readers stumble over
         raise LimbeckError(f"{path} cannot be read as a mesh ({error!r}): write it again") from error
     if path.suffix == ".glb":
-        vertices = torch.stack([vertices[:, 0], -vertices[:, 2], vertices[:, 1]], 1)
+        vertices = vertices.roll(1, 1)
     try:
         check_mesh(Mesh(vertices, faces))
         mesh = _painted(vertices, faces, found.visual)
@@ -106,8 +106,7 @@ def _as_trimesh(vertices: Tensor, faces: Tensor, colours: Tensor | None = None, 
 
 
 def _as_glb(mesh: Mesh) -> Any:
-    x, y, z = mesh.vertices.unbind(1)
-    turned = torch.stack([x, z, -y], 1)
+    turned = mesh.vertices.roll(-1, 1)
     if mesh.texture is None or mesh.uv is None:
         return _as_trimesh(turned, mesh.faces, mesh.colours)
     from PIL import Image

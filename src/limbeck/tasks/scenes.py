@@ -13,6 +13,7 @@ from limbeck.errors import LimbeckError
 from limbeck.scenes import (
     NUMBERS,
     Cameras,
+    Seen,
     SplatScene,
     Viewpoint,
     angles,
@@ -81,13 +82,17 @@ class SceneTask:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     best: str | None = None
 
-    def seen(self, student: Any, particle: int, cameras: Cameras) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] of one particle of a student, before the task's background."""
+    @torch.no_grad()
+    def looked_at(self, student: Any, particle: int, cameras: Cameras) -> Seen:
+        """What cameras see of one particle of a student, before the task's background."""
         rows = torch.full((len(cameras),), particle, device=cameras.c2w.device)
         behind = torch.as_tensor(self.background, device=rows.device, dtype=cameras.c2w.dtype).expand(len(cameras), 3)
-        with torch.no_grad():
-            (look,) = student(cameras, rows, behind)
-        return look.seen.image.clamp(-1, 1)
+        (look,) = student(cameras, rows, behind)
+        return look.seen
+
+    def seen(self, student: Any, particle: int, cameras: Cameras) -> Tensor:
+        """The same as images (B, 3, H, W) in [-1, 1], where the cameras are."""
+        return self.looked_at(student, particle, cameras).image.clamp(-1, 1).to(cameras.c2w)
 
     def leave(self, folder: Path, method: Any, about: Mapping[str, Any]) -> None:
         """Of splats: scene.ply (and scene_1.ply, ... of further particles), scene.json, samples/turntable.gif and strips."""

@@ -37,11 +37,8 @@ class TextTask(SceneTask):
 
     def watched(self, method: Any) -> Figures:
         """The share of the picture that particle 0 covers, and the rms difference between neighbouring views."""
-        student, cameras = student_of(method), self.around(8)
-        rows = torch.zeros(len(cameras), dtype=torch.long)
-        with torch.no_grad():
-            (look,) = student(cameras, rows, torch.full((len(cameras), 3), float(self.background)))  # type: ignore[arg-type]
-        return {"covered": float(look.seen.opacity.mean()), "variety": float(diversity(look.seen.image))}
+        seen = self.looked_at(student_of(method), 0, self.around(8))
+        return {"covered": float(seen.opacity.mean()), "variety": float(diversity(seen.image))}
 
     def judged(self, method: Any) -> dict[str, Any]:
         """Those figures; there is no truth to compare with."""

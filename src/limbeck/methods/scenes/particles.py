@@ -1,6 +1,6 @@
 """The producer: n scenes as one module, and what cameras see of them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ class Look(NamedTuple):
 
 
 class Particles(nn.Module):
-    """Scenes of one kind that are looked at one by one; ``particles(cameras, which, background)`` yields a :class:`Look` for each.
+    """Scenes of one kind that are looked at one by one; ``particles(cameras, which, background)`` gives a :class:`Look` for each.
 
     ``which`` (B,): the scene that each camera looks at; ``background`` (B, 3) in [0, 1].
     """
@@ -36,10 +36,9 @@ class Particles(nn.Module):
         """Factors of the learning rate by parameter, as the scenes name them."""
         return getattr(self.scenes[0], "rates", {})
 
-    def forward(self, cameras: Cameras, which: Tensor, background: Tensor) -> Iterator[Look]:
-        for i in which.unique().tolist():
-            rows = (which == i).nonzero()[:, 0]
-            yield Look(rows, self.scenes[i](cameras[rows], background[rows]))
+    def forward(self, cameras: Cameras, which: Tensor, background: Tensor) -> list[Look]:
+        places = [(i, (which == i).nonzero()[:, 0]) for i in which.unique().tolist()]
+        return [Look(rows, self.scenes[i](cameras[rows], background[rows])) for i, rows in places]
 
 
 class Together(nn.Module):
@@ -57,8 +56,8 @@ class Together(nn.Module):
         """Factors of the learning rate by parameter, as the scenes name them."""
         return getattr(self.scenes, "rates", {})
 
-    def forward(self, cameras: Cameras, which: Tensor, background: Tensor) -> Iterator[Look]:
-        yield Look(torch.arange(len(which), device=which.device), self.scenes(cameras, background, which=which))
+    def forward(self, cameras: Cameras, which: Tensor, background: Tensor) -> list[Look]:
+        return [Look(torch.arange(len(which), device=which.device), self.scenes(cameras, background, which=which))]
 
 
 def particles_of(task: SceneTask, count: int, seed: int) -> Any:

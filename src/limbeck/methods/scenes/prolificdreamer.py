@@ -25,7 +25,7 @@ same cameras, which (7) needs. A gradient that is not finite stops the run, wher
 
 from dataclasses import replace
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,7 +42,14 @@ from limbeck.tasks.scenes import SceneTask, camera_vector, check_encoder
 from limbeck.training import Batch, Keyed, Method, OptimizerOptions, Role, Step, Total, Update
 from limbeck.training.diagnostics import diversity
 
-Views = tuple[Cameras, Tensor, Tensor]  # (B) cameras; their numbers within the iteration, (B,); what they look at, (B,)
+
+class Views(NamedTuple):
+    """B cameras, their numbers within the iteration (B,), and the particles that they look at (B,)."""
+
+    cameras: Cameras
+    number: Tensor
+    which: Tensor
+
 
 _GRID = OptimizerOptions(lr=1e-2, betas=(0.9, 0.99), eps=1e-15)
 _ADAPTERS = OptimizerOptions(lr=1e-4, kind="adamw", betas=(0.9, 0.999), weight_decay=0.01, warmup=500)
@@ -53,7 +60,7 @@ _PAPER: dict[str, Any] = {
 PRESETS = {
     "recommended": SceneOptions(),
     "sds": SceneOptions(critic_kind="dirac", guidance=100.0),  # (6)
-    # stage 1; of a random background the code says "from iteration 2000 on", of the critic v prediction
+    # stage 1; the paper's random backgrounds begin at iteration 2000, here at once
     "paper-nerf": SceneOptions(iterations=25_000, random_background=0.5, **_PAPER),
     "paper-nerf-4": SceneOptions(iterations=100_000, particles=4, random_background=0.5, **_PAPER),
     # stage 2 takes SDS for the geometry, stage 3 colours of a mesh that stays
@@ -121,12 +128,12 @@ class ProlificDreamer(Method):
             which = torch.full_like(number, batch.noise.shared_randint("particle", 0, o.particles))
         else:
             which = (batch.index - first).to(batch.device) % o.particles
-        return cameras, number, which
+        return Views(cameras, number, which)
 
     def produce(self, batch: Batch, views: Views) -> tuple[Sample, list[Look]]:
         """Encoded renders with what critic and teacher are told of them, and what the cameras saw."""
         cameras, _, which = views
-        looks = list(self.particles(cameras, which, self.background(batch, views)))
+        looks = self.particles(cameras, which, self.background(batch, views))
         images = pictures(looks)
         if not self._checked:
             check_encoder(self.task, images)
