@@ -169,7 +169,6 @@ METHODS: dict[str, Entry] = {
             "Even your Teacher Needs Guidance: Ground-Truth Targets Dampen Regularization Imposed by Self-Distillation",
             "2102.13088", 2021, "student, the last round's student", aliases=("born-again",),
         ),
-<<<<<<< HEAD
         _scene(
             "prolificdreamer", "Variational score distillation into scenes (ProlificDreamer)",
             "ProlificDreamer: High-Fidelity and Diverse Text-to-3D Generation with Variational Score Distillation", "2305.16213",
@@ -179,13 +178,12 @@ METHODS: dict[str, Entry] = {
             "esd", "Entropic score distillation: views that must differ (ESD)",
             "Taming Mode Collapse in Score Distillation for Text-to-3D Generation", "2401.00909", 2024,
             "teacher, scenes (+ critic: teacher with adapters, or a network of its own)", aliases=("entropic", "janus"),
-=======
+        ),
         Entry(
             "imdn", "Super-resolution by information multi-distillation (IMDN, IMDN_AS)",
             "Lightweight Image Super-Resolution with Information Multi-distillation Network", "1909.11856", 2019,
             "limbeck.methods.restoration.imdn", "student", aliases=("information-multi-distillation",), data="needed", null="no",
             wing="restoration", extra="restoration", packages=("skimage",),
->>>>>>> main
         ),
     )
 }  # fmt: skip
