@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from limbeck.errors import LimbeckError
-from limbeck.scenes import VolumeScene, VoxelGrid, ball_range, orbit
+from limbeck.scenes import HashField, HashGrid, Scene, Seen, VolumeScene, VoxelGrid, ball_range, orbit
 
 PARTS = ("rgb", "opacity", "depth", "variance", "weights")
 
@@ -55,7 +55,10 @@ def test_a_homogeneous_ball_is_its_closed_form(extent, fine):
     torch.testing.assert_close(picture.rgb, colour * opacity[:, None] + 0.25 * (1 - opacity[:, None]), rtol=0, atol=1e-14)
     torch.testing.assert_close(picture.weights.sum(-1), opacity, rtol=0, atol=1e-14)
     assert torch.equal(picture.image, 2 * picture.rgb - 1)
-    assert bool((picture.points.norm(dim=-1)[opacity > 0] <= 0.8 + 1e-12).all())
+    points = scene.points(views, picture.distances)
+    assert bool((points.norm(dim=-1)[opacity > 0] <= 0.8 + 1e-12).all()) and points.shape == (2, 6, 7, 5 + fine, 3)
+    origins, directions = scene.rays(views)
+    torch.testing.assert_close(((points - origins[..., None, :]) * directions[..., None, :]).sum(-1), picture.distances)
 
 
 def test_depth_and_variance_of_a_homogeneous_ball():
@@ -184,6 +187,12 @@ def test_pieces_bound_what_is_remembered():
         return sum(kept.values())
 
     assert remembered(2**12) < remembered(2**30) / 10
+
+
+def test_it_is_a_scene_that_learns_at_the_rates_of_its_field():
+    scene = VolumeScene(grid(), 3)
+    assert isinstance(scene, Scene) and isinstance(scene(cameras()), Seen) and scene.rates == {}
+    assert VolumeScene(HashField(HashGrid(2, log2_size=4))).rates == {"table": 10.0}
 
 
 def test_numbers_expand_and_no_numbers_are_the_middles():

@@ -174,5 +174,11 @@ METHODS: dict[str, Entry] = {
             "ProlificDreamer: High-Fidelity and Diverse Text-to-3D Generation with Variational Score Distillation", "2305.16213",
             2023, "teacher, scenes (+ critic: teacher with adapters, or a network of its own)", aliases=("vsd", "sds-3d"),
         ),
+        Entry(
+            "imdn", "Super-resolution by information multi-distillation (IMDN, IMDN_AS)",
+            "Lightweight Image Super-Resolution with Information Multi-distillation Network", "1909.11856", 2019,
+            "limbeck.methods.restoration.imdn", "student", aliases=("information-multi-distillation",), data="needed", null="no",
+            wing="restoration", extra="restoration", packages=("skimage",),
+        ),
     )
 }  # fmt: skip

@@ -16,11 +16,13 @@ TASKS = {
     "ring": "limbeck.tasks.ring:ring",
     "own": "limbeck.tasks.own:own_task_from_options",
     "diffusers": "limbeck.tasks.diffusers:diffusers_task_from_options",
+    "photos-sr": "limbeck.tasks.photos_sr:photos_sr",
     "head": "limbeck.tasks.head:head_task",
     "text": "limbeck.tasks.text_scenes:text_task",
 }
 WINGS: dict[str, tuple[str, ...]] = {
     "generators": ("digits", "photos", "prompts", "ring", "own", "diffusers"),
+    "restoration": ("photos-sr",),
     "scenes": ("head", "text"),
 }
 """The tasks of each wing of methods that has any; the first is meant where none is named."""

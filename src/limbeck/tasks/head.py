@@ -30,7 +30,7 @@ ELEVATIONS, DISTANCE = (-10.0, 15.0, 40.0), 1.75
 JUDGES = 12  # cameras that judge: between the library's in azimuth and in elevation
 PREFERRED: dict[str, dict[str, Any]] = {
     "prolificdreamer": {
-        "iterations": 500, "guidance": 1.0, "late": (0.02, 0.3), "student": {"lr": 0.05, "decay": "cosine"},
+        "iterations": 800, "guidance": 1.0, "late": (0.02, 0.3), "student": {"lr": 0.05, "decay": "cosine"},
     },
 }  # fmt: skip
 
