@@ -10,7 +10,7 @@ from limbeck.methods.scenes.options import SceneOptions
 from limbeck.methods.scenes.prolificdreamer import ProlificDreamer
 from limbeck.scenes import NUMBERS, angles, load_splats
 from limbeck.tasks import AnyTask, build_task
-from limbeck.tasks.head import head_task, psnr
+from limbeck.tasks.head import head_task
 from limbeck.training import Loop, LoopOptions
 
 SMALL = {"views": 12, "size": 12, "splats": 30}
@@ -63,10 +63,6 @@ def test_the_true_heads_are_perfect(task):
         figures = task.figures(images + 1e-3, task.truth(head, task.ring))
         assert figures["psnr"] == pytest.approx(66.02, abs=0.01) and figures["views"] == 12
         assert figures["saturation"] == pytest.approx(1, abs=0.01) and figures["front"] == pytest.approx(3 / 12)
-
-
-def test_psnr_is_its_formula():
-    assert psnr(torch.full((1, 3, 2, 2), 0.2), torch.zeros(1, 3, 2, 2)) == pytest.approx(20.0)
 
 
 def test_a_run_leaves_what_one_takes_home(task, method, tmp_path):

@@ -59,12 +59,9 @@ __all__ = [
     "kendall_tau",
     "kernel_distance",
     "kernel_distance_of_blocks",
-<<<<<<< HEAD
     "label_entropy",
-=======
     "luma",
     "luma_scores",
->>>>>>> main
     "mean_pairwise_distance",
     "modcrop",
     "mode_histogram",

@@ -21,10 +21,7 @@ from limbeck.scenes.head import Head, head_library, heads, render_head
 from limbeck.scenes.mesh_files import load_mesh, save_mesh
 from limbeck.scenes.mesh_scene import ColourGrid, MeshRendered, MeshScene, render_mesh
 from limbeck.scenes.meshes import Mesh, check_mesh, collapsed, is_watertight, laplacian, largest_component, normal_consistency
-<<<<<<< HEAD
-=======
 from limbeck.scenes.occupancy import Occupancy
->>>>>>> main
 from limbeck.scenes.outlines import soft_outlines
 from limbeck.scenes.rasterise import Fragments, interpolate, rasterise
 from limbeck.scenes.rays import (
@@ -39,8 +36,6 @@ from limbeck.scenes.rays import (
     stratified,
     volsdf_density,
 )
-<<<<<<< HEAD
-=======
 from limbeck.scenes.regularisers import (
     binary_entropy,
     depth_variance,
@@ -51,7 +46,6 @@ from limbeck.scenes.regularisers import (
     sparsity,
     total_variation,
 )
->>>>>>> main
 from limbeck.scenes.scene import Scene, Seen, SplatScene
 from limbeck.scenes.shading import SHADINGS, Lit, density_normals, gradient, gradient_by_differences
 from limbeck.scenes.splats import Splats, ball, check_splats, splats_from_points
@@ -76,11 +70,8 @@ __all__ = [
     "Edit",
     "Field",
     "Fragments",
-<<<<<<< HEAD
-=======
     "HashField",
     "HashGrid",
->>>>>>> main
     "Head",
     "Lit",
     "Mesh",
@@ -106,10 +97,7 @@ __all__ = [
     "ball",
     "ball_range",
     "between",
-<<<<<<< HEAD
-=======
     "binary_entropy",
->>>>>>> main
     "blob",
     "blurred",
     "box_range",
@@ -137,18 +125,12 @@ __all__ = [
     "load_splats",
     "look_at",
     "marching_tetrahedra",
-<<<<<<< HEAD
-=======
     "mean_scale",
->>>>>>> main
     "merged",
     "mesh_from_field",
     "neus_thickness",
     "normal_consistency",
-<<<<<<< HEAD
-=======
     "opaqueness",
->>>>>>> main
     "orbit",
     "orientation",
     "perp_neg",

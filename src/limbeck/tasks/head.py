@@ -13,7 +13,7 @@ from torch import Tensor
 
 from limbeck.denoisers import Cond
 from limbeck.errors import LimbeckError
-from limbeck.metrics.views import label_entropy, nearest_views, saturation_ratio, share_of
+from limbeck.metrics import label_entropy, nearest_views, psnr, saturation_ratio, share_of
 from limbeck.scenes import Cameras, angles, heads, orbit, render_head
 from limbeck.tasks.contract import Column, Figures, Picture, judgement, student_of
 from limbeck.tasks.renders import CLOSE, RenderLibrary
@@ -30,7 +30,7 @@ ELEVATIONS, DISTANCE = (-10.0, 15.0, 40.0), 1.75
 JUDGES = 12  # cameras that judge: between the library's in azimuth and in elevation
 PREFERRED: dict[str, dict[str, Any]] = {
     "prolificdreamer": {
-        "iterations": 500, "guidance": 1.0, "late": (0.02, 0.3), "student": {"lr": 0.05, "decay": "cosine"},
+        "iterations": 800, "guidance": 1.0, "late": (0.02, 0.3), "student": {"lr": 0.05, "decay": "cosine"},
     },
 }  # fmt: skip
 
@@ -60,7 +60,7 @@ class HeadTask(SceneTask):
         true = render_head(self.library.objects[head], self.held_out, self.library.extent, self.library.background)
         labels = nearest_views(ring, self.library.images[head, : len(ring)])
         return {
-            "psnr": psnr(images, true.image),
+            "psnr": float(psnr(images[None], true.image[None])),
             "views": float(len(labels.unique())),
             "front": share_of(labels, self.library.front()[: len(ring)]),
             "saturation": saturation_ratio(images, true.image, true.opacity),
@@ -189,8 +189,3 @@ def pictures_of_heads(count: int, views: int, size: int) -> RenderLibrary:
 def seen_from(azimuth: Tensor, elevation: Tensor | float, size: int) -> Cameras:
     """Upright cameras around the origin."""
     return orbit((azimuth + 180) % 360 - 180, elevation, DISTANCE, width=size, height=size)
-
-
-def psnr(images: Tensor, truth: Tensor) -> float:
-    """In dB, of images in [-1, 1]."""
-    return -10 * torch.log10((images - truth).double().square().mean() / 4).item()

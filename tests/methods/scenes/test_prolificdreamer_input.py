@@ -20,7 +20,7 @@ from limbeck.training.failure import NonFiniteError
         ({"critic_times": (0.5, 1.5)}, r"critic_times=\(0.5, 1.5\)"),
         ({"late_from": 5000}, "late_from=5000 must lie in .*share of the run, not an iteration"),
         ({"critic_drop": 1.5}, "critic_drop=1.5 must lie in"),
-        ({"sparsity": -1.0}, "sparsity=-1 and opaque=0: weights must not be negative"),
+        ({"sparsity": -1.0}, "sparsity=-1, opaque=0 and entropy=0: weights must not be negative"),
         (
             {"critic_kind": "network", "critic_steps": 0},
             "critic_steps=0 and critic.lr=0.001: the score .* never be learned.*diverge",
@@ -86,6 +86,12 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tiny):
     run = tiny.loop(tiny.make(tiny.task(scene=Torn)))
     with pytest.raises(NonFiniteError, match="gradient norm of the role 'student' is nan at step 0"):
         run.iterate()
+
+
+def test_entropy_of_scenes_without_rays(tiny):
+    method = tiny.make(entropy=1.0)
+    with pytest.raises(LimbeckError, match="entropy=1 is of samples on rays, which these scenes have not"):
+        tiny.yields(method, tiny.batch(method))
 
 
 def test_adapters_on_a_teacher_without_a_network(tiny):

@@ -20,8 +20,7 @@ from limbeck.denoisers import guided
 from limbeck.methods.scenes.critics import exact_critic, same_camera
 from limbeck.methods.scenes.options import SceneOptions
 from limbeck.methods.scenes.prolificdreamer import ProlificDreamer, camera_free
-from limbeck.metrics import energy_distance
-from limbeck.metrics.views import nearest_views, render_distance, saturation_ratio
+from limbeck.metrics import energy_distance, nearest_views, psnr, render_distance, saturation_ratio
 from limbeck.networks import ResidualMLP
 from limbeck.noise import spread
 from limbeck.scenes import render_head
@@ -108,7 +107,7 @@ def saturation_figures(seed: int) -> Figures:
         )
         renders = looked_at(trained(ProlificDreamer(voxel_task(heads, (0,), width=50.0), options, seed), seed), at)[0]
         figures[f"saturation {w:g}"] = saturation_ratio(renders, true.image, true.opacity)
-        figures[f"psnr {w:g}"] = -10 * torch.log10((renders - true.image).double().square().mean() / 4).item()
+        figures[f"psnr {w:g}"] = float(psnr(renders[None], true.image[None]))
     return figures
 
 

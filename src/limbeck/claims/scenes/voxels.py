@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.denoisers import Cond, FiniteSetDenoiser
-from limbeck.metrics.views import nearest_views
+from limbeck.metrics import nearest_views, psnr
 from limbeck.noise import CosineVP
 from limbeck.scenes import Cameras, angles, orbit
 from limbeck.scenes.volume import VolumeScene
@@ -77,8 +77,7 @@ def reached(library: RenderLibrary, renders: Tensor, cameras: Cameras) -> Reache
     """Of renders (n, C, 3, H, W) by cameras that the library need not hold: nearest by mean error."""
     true = torch.stack([library.truth(k, cameras) for k in range(len(library.objects))])
     objects = nearest_views(renders, true)
-    errors = (renders - true[objects]).double().square().flatten(1).mean(1)
-    return Reached(objects, -10 * torch.log10(errors / 4))
+    return Reached(objects, psnr(renders, true[objects]))
 
 
 # -- pictures as scenes -----------------------------------------------------------------------------------------------

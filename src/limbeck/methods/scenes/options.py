@@ -55,6 +55,8 @@ class SceneOptions:
     """Weight of mean sqrt(opacity^2 + 0.01)."""
     opaque: float = 0.0
     """Weight of the binary entropy of the opacity, in nats: it is to be 0 or 1."""
+    entropy: float = 0.0
+    """Weight of the binary entropy, in bits, of the weights of samples on rays (fields alone; raise it where they look foggy)."""
 
     def __post_init__(self):
         if self.particles < 1:
@@ -72,8 +74,10 @@ class SceneOptions:
             if not 0 <= getattr(self, name) <= 1:
                 more = "; it is a share of the run, not an iteration" if name == "late_from" else ""
                 raise LimbeckError(f"{name}={getattr(self, name):g} must lie in [0, 1]{more}")
-        if self.sparsity < 0 or self.opaque < 0:
-            raise LimbeckError(f"sparsity={self.sparsity:g} and opaque={self.opaque:g}: weights must not be negative")
+        if min(self.sparsity, self.opaque, self.entropy) < 0:
+            raise LimbeckError(
+                f"sparsity={self.sparsity:g}, opaque={self.opaque:g} and entropy={self.entropy:g}: weights must not be negative"
+            )
         self._check_critic()
 
     def _check_critic(self) -> None:

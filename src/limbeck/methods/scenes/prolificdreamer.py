@@ -31,13 +31,14 @@ import torch
 from torch import Tensor
 
 from limbeck.denoisers import Cond
+from limbeck.errors import LimbeckError
 from limbeck.losses import denoising_loss
 from limbeck.methods.scenes.critics import CRITICS, exact_critic, same_camera
 from limbeck.methods.scenes.options import SceneOptions
 from limbeck.methods.scenes.particles import Look, particles_of, pictures
 from limbeck.noise import DDPM, Process, TimeLaw, Uniform, UniformInteger
 from limbeck.rules import DistributionMatching, Sample, surrogate
-from limbeck.scenes import Cameras
+from limbeck.scenes import Cameras, Seen, binary_entropy, opaqueness, sparsity
 from limbeck.tasks.scenes import SceneTask, camera_vector, check_encoder
 from limbeck.training import Batch, Keyed, Method, OptimizerOptions, Role, Step, Total, Update
 from limbeck.training.diagnostics import diversity
@@ -61,8 +62,8 @@ PRESETS = {
     "recommended": SceneOptions(),
     "sds": SceneOptions(critic_kind="dirac", guidance=100.0),  # (6)
     # stage 1; the paper's random backgrounds begin at iteration 2000, here at once
-    "paper-nerf": SceneOptions(iterations=25_000, random_background=0.5, **_PAPER),
-    "paper-nerf-4": SceneOptions(iterations=100_000, particles=4, random_background=0.5, **_PAPER),
+    "paper-nerf": SceneOptions(iterations=25_000, random_background=0.5, entropy=10.0, **_PAPER),
+    "paper-nerf-4": SceneOptions(iterations=100_000, particles=4, random_background=0.5, entropy=10.0, **_PAPER),
     # stage 2 takes SDS for the geometry, stage 3 colours of a mesh that stays
     "paper-geometry": SceneOptions(
         iterations=15_000, batch=1, critic_kind="dirac", guidance=100.0, early=(0.02, 0.5), late_from=1.0,
@@ -159,14 +160,22 @@ class ProlificDreamer(Method):
         return {**(self.task.cond(cameras) or {}), "camera": camera_vector(cameras)}
 
     def regularisers(self, looks: list[Look]) -> Tensor:
-        """The weighted means over all pixels."""
-        o, opacity = self.options, torch.cat([look.seen.opacity for look in looks])
-        total = opacity.new_zeros(())
+        """The weighted penalties, means over all pixels (and samples on their rays)."""
+        rows = sum(len(look.rows) for look in looks)
+        return torch.stack([len(look.rows) / rows * self.penalty(look.seen) for look in looks]).sum()
+
+    def penalty(self, seen: Seen) -> Tensor:
+        """Of what some cameras see. Raises LimbeckError for entropy without weights on rays."""
+        o, total = self.options, seen.opacity.new_zeros(())
         if o.sparsity > 0:
-            total = total + o.sparsity * (opacity.square() + 0.01).sqrt().mean()
+            total = total + o.sparsity * sparsity(seen.opacity)
         if o.opaque > 0:
-            p = opacity.clamp(1e-3, 1 - 1e-3)
-            total = total - o.opaque * (p * p.log() + (1 - p) * (1 - p).log()).mean()
+            total = total + o.opaque * opaqueness(seen.opacity)
+        if o.entropy > 0:
+            weights = getattr(seen, "weights", None)
+            if weights is None:
+                raise LimbeckError(f"entropy={o.entropy:g} is of samples on rays, which these scenes have not; leave it at 0")
+            total = total + o.entropy * binary_entropy(weights)
         return total
 
     # -- the two scores -----------------------------------------------------------------------------------------------
