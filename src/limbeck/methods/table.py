@@ -180,6 +180,13 @@ METHODS: dict[str, Entry] = {
             "teacher, scenes (+ critic: teacher with adapters, or a network of its own)", aliases=("entropic", "janus"),
         ),
         Entry(
+            "ff-g2m", "Full-frequency distillation of a graph network into a perceptron (FF-G2M, GLNN)",
+            "Extracting Low-/High- Frequency Knowledge from Graph Neural Networks and Injecting it into MLPs: "
+            "An Effective GNN-to-MLP Distillation Framework", "2305.10758", 2023, "limbeck.methods.structures.ff_g2m",
+            "student; the teacher's logits", aliases=("ffg2m", "glnn"), data="a graph", null="no", wing="structures",
+            extra="graph", packages=("torch_geometric",),
+        ),
+        Entry(
             "imdn", "Super-resolution by information multi-distillation (IMDN, IMDN_AS)",
             "Lightweight Image Super-Resolution with Information Multi-distillation Network", "1909.11856", 2019,
             "limbeck.methods.restoration.imdn", "student", aliases=("information-multi-distillation",), data="needed", null="no",
