@@ -174,6 +174,18 @@ METHODS: dict[str, Entry] = {
             "ProlificDreamer: High-Fidelity and Diverse Text-to-3D Generation with Variational Score Distillation", "2305.16213",
             2023, "teacher, scenes (+ critic: teacher with adapters, or a network of its own)", aliases=("vsd", "sds-3d"),
         ),
+        _scene(
+            "esd", "Entropic score distillation: views that must differ (ESD)",
+            "Taming Mode Collapse in Score Distillation for Text-to-3D Generation", "2401.00909", 2024,
+            "teacher, scenes (+ critic: teacher with adapters, or a network of its own)", aliases=("entropic", "janus"),
+        ),
+        Entry(
+            "ff-g2m", "Full-frequency distillation of a graph network into a perceptron (FF-G2M, GLNN)",
+            "Extracting Low-/High- Frequency Knowledge from Graph Neural Networks and Injecting it into MLPs: "
+            "An Effective GNN-to-MLP Distillation Framework", "2305.10758", 2023, "limbeck.methods.structures.ff_g2m",
+            "student; the teacher's logits", aliases=("ffg2m", "glnn"), data="a graph", null="no", wing="structures",
+            extra="graph", packages=("torch_geometric",),
+        ),
         Entry(
             "imdn", "Super-resolution by information multi-distillation (IMDN, IMDN_AS)",
             "Lightweight Image Super-Resolution with Information Multi-distillation Network", "1909.11856", 2019,

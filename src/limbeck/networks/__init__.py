@@ -23,6 +23,7 @@ from limbeck.networks.contract import Condition, Network
 from limbeck.networks.counted import Counted, counted
 from limbeck.networks.dit import DiT
 from limbeck.networks.forward_mode import ForwardMode, attend_forward_mode, dual_attention
+from limbeck.networks.graph import GraphNetwork, perceptron
 from limbeck.networks.heads import ChannelMean, Heads, feature_shapes
 from limbeck.networks.imdn import IMDN, IMDNAS, copy_body, load_imdn, save_imdn
 from limbeck.networks.mlp import ResidualMLP
@@ -66,6 +67,7 @@ __all__ = [
     "DiT",
     "FeatureTap",
     "ForwardMode",
+    "GraphNetwork",
     "Heads",
     "LabelEmbedding",
     "LowRank",
@@ -97,6 +99,7 @@ __all__ = [
     "masked",
     "merged",
     "negative_prompt",
+    "perceptron",
     "resize",
     "save_imdn",
     "sinusoids",

@@ -19,11 +19,15 @@ TASKS = {
     "photos-sr": "limbeck.tasks.photos_sr:photos_sr",
     "head": "limbeck.tasks.head:head_task",
     "text": "limbeck.tasks.text_scenes:text_task",
+    "sbm": "limbeck.tasks.graphs.sbm:sbm",
+    "digits-graph": "limbeck.tasks.graphs.digits:digits",
+    "planetoid": "limbeck.tasks.graphs.planetoid:planetoid",
 }
 WINGS: dict[str, tuple[str, ...]] = {
     "generators": ("digits", "photos", "prompts", "ring", "own", "diffusers"),
     "restoration": ("photos-sr",),
     "scenes": ("head", "text"),
+    "structures": ("sbm", "digits-graph", "planetoid"),
 }
 """The tasks of each wing of methods that has any; the first is meant where none is named."""
 

@@ -98,5 +98,5 @@ def weights(of):
 def tiny():
     return SimpleNamespace(
         task=task, make=make, batch=batch, loop=loop, yields=yields, gradients=gradients, weights=weights, bank=bank, Blob=Blob,
-        Keyed=Keyed, NUMBERS=NUMBERS, SHAPE=SHAPE,
+        Keyed=Keyed, NUMBERS=NUMBERS, LAW=LAW, SHAPE=SHAPE,
     )  # fmt: skip

@@ -19,10 +19,10 @@ SIZE, VOXELS, SAMPLES, EXTENT = 16, 18, 18, 1.6
 Objects = tuple[int, ...] | None
 
 
-def grids(count: int, seed: int, noise: float) -> VolumeScene:
+def grids(count: int, seed: int, noise: float, radius: float = 1.0, samples: int = SAMPLES) -> VolumeScene:
     """``count`` voxel scenes side by side: grey blobs with their own noise of that standard deviation."""
     draw = Keyed(seed, 0, torch.arange(count)).normal("start", (4, VOXELS, VOXELS, VOXELS))
-    return VolumeScene(VoxelGrid(VOXELS, count, start=noise * draw), samples=SAMPLES, extent=EXTENT)
+    return VolumeScene(VoxelGrid(VOXELS, count, radius, noise * draw), samples=samples, radius=radius, extent=EXTENT)
 
 
 def voxel_task(library: RenderLibrary, objects: Objects, width: float = 0.0, noise: float = 0.3, **more: Any) -> SceneTask:
