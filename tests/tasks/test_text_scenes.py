@@ -86,3 +86,9 @@ def test_a_critic_with_other_latents_is_named(tiny_pipeline, tmp_path):
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(LimbeckError, match="scales its latents by 0.18215, the critic's by 0.5: they are not the same latents"):
         text_task(place, "cat", tmp_path / "other", render=12, splats=20)
+
+
+def test_a_critic_with_latents_of_another_shape_is_named(tiny_pipeline):
+    message = r"the critic's pipeline has latents \(\d+, \d+, \d+\), the teacher's \(4, \d+, \d+\): they must be of one shape"
+    with pytest.raises(LimbeckError, match=message):
+        text_task(tiny_pipeline("stable_diffusion"), "cat", tiny_pipeline("ddpm"), render=12, splats=20)

@@ -101,7 +101,7 @@ def text_task(
     told = {name: value.to(device) for name, value in told.items()}
     number_type = getattr(torch, dtype)
     teacher = pipeline.denoiser(null).to(device, number_type).requires_grad_(False)
-    vae = pipeline.component("vae").to(device, number_type).requires_grad_(False).eval()
+    vae = pipeline.component("vae", number_type).to(device).requires_grad_(False).eval()
     size = pipeline.size
 
     def encode(images: Tensor) -> Tensor:
