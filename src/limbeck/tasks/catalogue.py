@@ -16,6 +16,8 @@ TASKS = {
     "own": "limbeck.tasks.own:own_task_from_options",
     "diffusers": "limbeck.tasks.diffusers:diffusers_task_from_options",
     "photos-sr": "limbeck.tasks.photos_sr:photos_sr",
+    "head": "limbeck.tasks.head:head_task",
+    "text": "limbeck.tasks.text_scenes:text_task",
     "sbm": "limbeck.tasks.graphs.sbm:sbm",
     "digits-graph": "limbeck.tasks.graphs.digits:digits",
     "planetoid": "limbeck.tasks.graphs.planetoid:planetoid",
@@ -25,6 +27,7 @@ TASKS = {
 WINGS: dict[str, tuple[str, ...]] = {
     "generators": ("digits", "photos", "prompts", "ring", "own", "diffusers"),
     "restoration": ("photos-sr",),
+    "scenes": ("head", "text"),
     "structures": ("sbm", "digits-graph", "planetoid"),
     "recognition": ("classify",),
     "sequences": ("symbols",),
