@@ -86,7 +86,7 @@ def chunk_divergence(
     if kind == "k2":
         return (u - v).square() / 2
     if kind == "k3":
-        return torch.expm1(v - u) - (v - u)
+        return torch.expm1((v - u).clamp(max=80.0)) - (v - u)  # e^88 is more than float32 has
     if kind == "limit":
         return tau * (u - v + u * (torch.log(-v) - torch.log(-u)))
     not_u, not_v = log1mexp(u), log1mexp(v)

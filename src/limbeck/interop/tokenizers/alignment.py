@@ -82,9 +82,9 @@ def paired(
 ) -> TensorSource:
     """Training data of :class:`limbeck.methods.sequences.alm.ALM`: a row per document, padded on the right.
 
-    Conditions, all int64: ``teacher_ids``, ``teacher_chunks`` (N, T), ``student_ids``, ``student_chunks`` (N, S), and
-    ``teacher_length``, ``student_length`` (N,), which tell padding apart, whatever token pads. Documents without a chunk are left out, with a
-    warning. Raises LimbeckError where none is left.
+    Conditions, all int64: ``teacher_ids``, ``teacher_chunks`` (N, T), ``student_ids``, ``student_chunks`` (N, S), and the
+    lengths ``teacher_length``, ``student_length`` (N,), which tell padding apart, whatever token pads. Documents without a
+    chunk are left out, with a warning. Raises LimbeckError where none is left.
     """
     found = [pair(document, teacher, student, most) for document in documents]
     kept = [p for p in found if p.chunks > 0]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from limbeck.errors import LimbeckError
 
-BOUNDARY = b" \n\t"  # bytes that begin a new word in every tokenizer
+BOUNDARY = (b" ", b"\n", b"\t")  # bytes that begin a new word in every tokenizer
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class ByteForm:
 
         Raises LimbeckError where the ids do not give the text back byte by byte.
         """
-        ids, widths = [], []
+        ids: list[int] = []
+        widths: list[int] = []
         for part in parts(document):
             if isinstance(part, Special):
                 unit = self.specials.get(part.role, ())
@@ -69,7 +70,7 @@ class ByteForm:
 
     def boundary(self) -> Tensor:
         """Bool (V,): tokens that can follow the end of a word: they begin with a space, newline or tab, or are special."""
-        return torch.tensor([piece is None or piece[:1] in [BOUNDARY[i : i + 1] for i in range(3)] for piece in self.pieces])
+        return torch.tensor([piece is None or piece.startswith(BOUNDARY) for piece in self.pieces])
 
     def token_of(self) -> dict[bytes, int]:
         """The id that writes these bytes; the lowest of several."""
@@ -84,7 +85,7 @@ class ByteForm:
             wanted = text.encode()
         except UnicodeEncodeError as error:
             raise LimbeckError(f"the text holds {text[error.start]!r}, which is no character: {error.reason}") from None
-        written = []
+        written: list[bytes] = []
         for i in ids:
             piece = self.pieces[i]
             if piece is None:
