@@ -237,7 +237,10 @@ def markov(seed: int, length: int = 400):
     student_chunk = torch.arange(-1, count)[None]  # every token is a chunk; the first is context
     teacher_chunk = student_chunk[0].repeat_interleave(widths)[None]
     found = []
-    for ids, logits, chunk in ((text, teacher_logits(text, p), teacher_chunk), (tokens, student_logits(tokens, p), student_chunk)):
+    for ids, logits, chunk in (
+        (text, teacher_logits(text, p), teacher_chunk),
+        (tokens, student_logits(tokens, p), student_chunk),
+    ):
         mask = torch.arange(logits.shape[-1]) == SPACE
         sums = chunk_sums(next_log_probs(logits, torch.tensor([ids])), chunk, count)
         found.append((sums[0], boundary_log_probs(logits, mask).gather(1, last_tokens(chunk, count))[0]))

@@ -56,7 +56,8 @@ def test_chunks_are_the_text_and_the_shortest(forms, names):
             pieces = cut(side.widths, found, count)
             assert [sum(p) for p in pieces] == [b - a for a, b in pairwise(ends)]
         first, second = (
-            [b"".join((teacher, student)[s].pieces[i] for i in ids) for ids in cut(sides[s].ids, chunks[s], count)] for s in (0, 1)
+            [b"".join((teacher, student)[s].pieces[i] for i in ids) for ids in cut(sides[s].ids, chunks[s], count)]
+            for s in (0, 1)
         )
         assert all(a in (b, b" " + b) or b == b" " + a for a, b in zip(first[:1], second[:1], strict=True))
         assert first[1:] == second[1:] and b"".join(first) in (text.encode(), b" " + text.encode())
@@ -115,7 +116,9 @@ def test_roles_are_aligned_as_units_and_others_masked(make, forms):
     assert found.teacher_chunks[-1] == -1 and found.student_chunks[-1] == found.chunks - 1  # the student has no eos
     k = len(chatty.encode("東京 text").ids)
     assert found.teacher_chunks[1 + user + k] == -1 and found.student_chunks[2 + n] >= 0  # nor has it "think"
-    with pytest.raises(LimbeckError, match=r"neither TokenizersBackend nor bytes has a token for the role 'system'; they know bos, eos"):
+    with pytest.raises(
+        LimbeckError, match=r"neither TokenizersBackend nor bytes has a token for the role 'system'; they know bos, eos"
+    ):
         pair([Special("system"), "a"], chatty, plain)
 
 

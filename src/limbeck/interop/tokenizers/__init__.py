@@ -1,6 +1,6 @@
 """Tokenizers in bytes, texts in two vocabularies aligned, and embeddings carried over to another vocabulary."""
 
-from limbeck.interop.tokenizers.alignment import Pair, align, pair, paired
+from limbeck.interop.tokenizers.alignment import Pair, Texts, align, pair, paired
 from limbeck.interop.tokenizers.byteform import ByteForm, Document, Encoded, Special, byte_tokenizer
 from limbeck.interop.tokenizers.fast import byte_form
 from limbeck.interop.tokenizers.transfer import carried, sources, transplant
@@ -11,6 +11,7 @@ __all__ = [
     "Encoded",
     "Pair",
     "Special",
+    "Texts",
     "align",
     "byte_form",
     "byte_tokenizer",

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from limbeck.denoisers import Cond
 from limbeck.errors import LimbeckError
 from limbeck.interop.tokenizers.byteform import ByteForm, Document, Special, parts
 from limbeck.training import TensorSource
@@ -77,9 +78,17 @@ def pair(document: Document, teacher: ByteForm, student: ByteForm, most: tuple[i
     return Pair(ids[0], first, ids[1], second, count)
 
 
-def paired(
-    documents: Iterable[Document], teacher: ByteForm, student: ByteForm, most: tuple[int, int] = (512, 512)
-) -> TensorSource:
+class Texts(TensorSource):
+    """Rows padded to one length, fetched as long as the longest of those asked for."""
+
+    def fetch(self, rows: Tensor) -> tuple[Tensor | None, Cond | None]:
+        x, cond = super().fetch(rows)
+        assert cond is not None
+        longest = {side: int(cond[f"{side}_length"].max()) for side in ("teacher", "student")}
+        return x, {name: v if v.ndim == 1 else v[:, : longest[name.partition("_")[0]]] for name, v in cond.items()}
+
+
+def paired(documents: Iterable[Document], teacher: ByteForm, student: ByteForm, most: tuple[int, int] = (512, 512)) -> "Texts":
     """Training data of :class:`limbeck.methods.sequences.alm.ALM`: a row per document, padded on the right.
 
     Conditions, all int64: ``teacher_ids``, ``teacher_chunks`` (N, T), ``student_ids``, ``student_chunks`` (N, S), and the
@@ -100,7 +109,7 @@ def paired(
             f"{student.name} agree on no chunk in them; longer documents, or a larger most={most}, have some",
             stacklevel=2,
         )
-    return TensorSource(
+    return Texts(
         None,
         {
             "teacher_ids": padded([p.teacher_ids for p in kept], pad_of(teacher)),

@@ -1,5 +1,6 @@
 """One iteration of approximate likelihood matching. The equations are the package's."""
 
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import torch
@@ -17,9 +18,12 @@ from limbeck.losses.chunks import (
     next_log_probs,
     sorted_l1,
 )
+from limbeck.losses.ranking import upcast
 from limbeck.methods.recognition.classifiers import check_apart
 from limbeck.methods.sequences.alm.options import PRESETS, ALMOptions
 from limbeck.training import Batch, Method, Role, Step, Total, Update
+
+Term = tuple[Tensor, int]  # a sum over this micro-batch, and over how many
 
 
 class Side(NamedTuple):
@@ -48,26 +52,35 @@ class Likelihoods(NamedTuple):
 
 
 class ALM(Method):
-    """See the module. ``vocabularies``: of teacher and student. ``projector``: student's hidden states to the teacher's size (6)."""
+    """See the package. ``vocabularies``: of teacher and student. ``teacher`` None: for ``sft`` alone.
+
+    ``projector``: the student's hidden states to the teacher's size, for (6); it is trained as the student is.
+    """
 
     def __init__(
         self,
-        teacher: nn.Module,
+        teacher: nn.Module | None,
         student: nn.Module,
         vocabularies: tuple[ByteForm, ByteForm],
         options: ALMOptions = PRESETS["recommended"],
         projector: nn.Module | None = None,
     ):
-        check_apart(teacher, student)
-        for name, module, form in zip(("teacher", "student"), (teacher, student), vocabularies, strict=True):
-            check_embedding(name, module, form)
-        self.teacher, self.student, self.vocabularies, self.options = teacher, student, vocabularies, options
-        self.projector = projector
-        self.roles = {"teacher": Role(teacher), "student": Role(student, options.student, options.ema)}
-        self.trained: tuple[str, ...] = ("student",)
-        if projector is not None:
-            self.roles["projector"], self.trained = Role(projector, options.student), ("student", "projector")
+        self.teacher, self.student, self.projector = teacher, student, projector
+        self.vocabularies, self.options = vocabularies, options
         self.boundary = tuple(form.boundary() for form in vocabularies)
+        self.roles = {"student": Role(student, options.student, options.ema)}
+        check_embedding("student", student, vocabularies[1])
+        if teacher is not None:
+            check_apart(teacher, student)
+            check_embedding("teacher", teacher, vocabularies[0])
+            self.roles["teacher"] = Role(teacher)
+        elif options.losses != ("sft",):
+            raise LimbeckError(
+                f"the losses {', '.join(options.losses)} need a teacher; sft alone (alm=0, sft=1) learns without"
+            )
+        self.learning: tuple[str, ...] = ("student",)
+        if projector is not None:
+            self.roles["projector"], self.learning = Role(projector, options.student), ("student", "projector")
         if options.balances:
             self.last = last_layer(student)
             self.whole = "the gradients of its last layer are compared"
@@ -78,57 +91,66 @@ class ALM(Method):
             raise LimbeckError(
                 "ALM learns from texts in two vocabularies: give limbeck.interop.tokenizers.paired(documents, ...)"
             )
-        with torch.no_grad():
-            teacher = self._side(0, cond)
         student = self._side(1, cond)
-        aligned = aligned_likelihoods(teacher, student)  # (1)
-        terms: dict[str, tuple[Tensor, Tensor | int]] = {}
-        if o.alm:
-            found = self._constrained(aligned, teacher, student, cond)
-            f = chunk_divergence(found.teacher, found.student, o.divergence, o.tau, o.eps)  # (2)
-            terms["alm"] = (f * found.valid).sum(), found.valid.sum()
+        terms: dict[str, Term] = {}
+        logs: dict[str, Tensor | float] = {}
+        if o.losses != ("sft",):
+            with torch.no_grad():
+                teacher = self._side(0, cond)
+            whole = aligned_likelihoods(teacher, student)  # (1)
+            logs["chunk_gap"] = (whole.teacher - whole.student.detach()).abs()[whole.valid].mean()
+            if o.alm:
+                found = self._constrained(whole, teacher, student, cond)
+                f = chunk_divergence(found.teacher, found.student, o.divergence, o.tau, o.eps)[found.valid]  # (2)
+                terms["alm"] = f.sum(), len(f)
+                logs["chunks"] = len(f) / batch.size
+            if o.uld:
+                distances = sorted_l1(*(_at(s.logits, s.ends)[whole.valid] for s in (teacher, student)))
+                terms["uld"] = distances.sum(), len(distances)
+            if o.latents:
+                terms["latents"] = yield from self._latents(teacher, student, whole.valid)
         if o.sft:
-            places = torch.arange(student.ids.shape[1], device=batch.device)
-            told = (places > 0) & (places < cond["student_length"][:, None])
-            terms["sft"] = -(student.log_p * told).sum(), told.sum()
-        if o.uld:
-            heads = (_at(side.logits, side.ends)[aligned.valid] for side in (teacher, student))
-            terms["uld"] = sorted_l1(*heads).sum(), aligned.valid.sum()
-        if o.latents:
-            there, here = (_at(self._hidden(side), side.ends)[aligned.valid] for side in (teacher, student))
-            here = here if self.projector is None else self.projector(here)
-            if here.shape[-1] != there.shape[-1]:
-                raise LimbeckError(
-                    f"hidden states of {here.shape[-1]} (student) and {there.shape[-1]} (teacher) numbers cannot be compared; give "
-                    f"projector=nn.Linear({here.shape[-1]}, {there.shape[-1]})"
-                )
-            squares = yield Total(there.square().sum(0))
-            counted = yield Total(aligned.valid.sum())
-            assert squares is not None and counted is not None
-            scale = squares / counted + 1e-8
-            terms["latents"] = ((here - there).square() / scale).mean(-1).sum(), aligned.valid.sum()  # (6)
-        numbers = [batch.size, *(count for _, count in terms.values())]
-        totals = yield Total(torch.tensor([float(n) for n in numbers], dtype=torch.float64, device=batch.device))
+            places = torch.arange(1, student.ids.shape[1] + 1, device=batch.device)
+            nll = -student.log_p[(places > 1) & (places <= cond["student_length"][:, None])]
+            terms["sft"] = nll.sum(), len(nll)
+        counts = [float(n) for n in (batch.size, *(n for _, n in terms.values()))]
+        totals = yield Total(torch.tensor(counts, dtype=torch.float64, device=batch.device))
         assert totals is not None
-        share = batch.size / float(totals[0])
-        losses = {  # (3): the loop weighs this micro-batch by its share
-            name: value / (share * max(float(n), 1.0)) for (name, (value, _)), n in zip(terms.items(), totals[1:], strict=True)
-        }
+        share = batch.size / float(totals[0])  # by which the loop weighs this micro-batch
+        losses = {k: v / (share * max(float(n), 1.0)) for (k, (v, _)), n in zip(terms.items(), totals[1:], strict=True)}  # (3)
         if o.balances:
             norms = yield Total(torch.stack([share * self._last_gradient(loss) for loss in losses.values()]))
             assert norms is not None
-            weights = dict(zip(losses, balancing_weights(norms.norm(dim=1)), strict=True))  # (7)
+            weights = balancing_weights(norms.norm(dim=1)).tolist()  # (7)
         else:
-            weights = {name: torch.tensor(getattr(o, name)) for name in losses}
-        gap = ((aligned.teacher - aligned.student.detach()).abs() * aligned.valid).sum() / aligned.valid.sum().clamp(min=1)
-        logs = {"chunk_gap": gap, **{f"part/{name}": loss.detach() for name, loss in losses.items()}}
-        total = torch.stack([weights[name].to(loss) * loss for name, loss in losses.items()]).sum()
-        yield Update(self.trained, total, logs)
+            weights = [getattr(o, name) for name in losses]
+        total = torch.stack([w * loss for w, loss in zip(weights, losses.values(), strict=True)]).sum()
+        yield Update(self.learning, total, logs | {f"part/{name}": loss.detach() for name, loss in losses.items()})
+
+    def _latents(self, teacher: Side, student: Side, valid: Tensor) -> Generator[Total, Tensor | None, Term]:
+        """(6), with the teacher's mean squares over the whole batch."""
+        if teacher.hidden is None or student.hidden is None:
+            raise LimbeckError(
+                "latents compares hidden states: both models must take output_hidden_states=True and answer with hidden_states, "
+                "as those of transformers do; or set latents=0"
+            )
+        there, here = _at(teacher.hidden, teacher.ends)[valid], _at(student.hidden, student.ends)[valid]
+        here = here if self.projector is None else self.projector(here)
+        if here.shape[-1] != there.shape[-1]:
+            sizes = f"{here.shape[-1]}, {there.shape[-1]}"
+            raise LimbeckError(
+                f"hidden states of ({sizes}) numbers, student and teacher, cannot be compared; give projector=nn.Linear({sizes})"
+            )
+        there, here = upcast(there), upcast(here)
+        sums = yield Total(torch.cat([there.square().sum(0), there.new_tensor([len(there)])]))
+        assert sums is not None
+        return ((here - there).square() / (sums[:-1] / sums[-1] + 1e-8)).mean(-1).sum(), len(there)
 
     def _side(self, which: int, cond: Any) -> Side:
         """One model's answer to its own tokens; logits of ids that its tokenizer does not have are cut off."""
         name, form = ("teacher", "student")[which], self.vocabularies[which]
-        module, ids, chunk = (self.teacher, self.student)[which], cond[f"{name}_ids"], cond[f"{name}_chunks"]
+        module: Any = (self.teacher, self.student)[which]
+        ids, chunk = cond[f"{name}_ids"], cond[f"{name}_chunks"]
         settings: dict[str, Any] = {"use_cache": False} if hasattr(module, "config") else {}
         if self.options.latents:
             settings["output_hidden_states"] = True
@@ -157,25 +179,17 @@ class ALM(Method):
                 after = (side.ends + 1).clamp(max=side.ids.shape[1] - 1)
                 begins = mask[side.ids.gather(1, after)] & (side.ends + 1 < cond[f"{name}_length"][:, None])
                 ends = ends & begins
-            more = (0.0, 0.0)
+            more = [torch.zeros_like(found.teacher)] * 2
         else:
             space = [
                 boundary_log_probs(side.logits, m).gather(1, side.ends)  # (4)
                 for side, m in zip((teacher, student), masks, strict=True)
             ]
             ends = found.valid & (space[0].exp() > o.boundary)
-            more = (space[0] * ends, space[1] * ends)
+            more = [log_p * ends for log_p in space]
         group, width = merged(ends), ends.shape[1]
-        sums = [chunk_sums(value + extra, group, width) for value, extra in zip(found[:2], more, strict=True)]  # (5)
-        return Likelihoods(*sums, torch.arange(width, device=ends.device) < ends.sum(1, keepdim=True))
-
-    def _hidden(self, side: Side) -> Tensor:
-        if side.hidden is None:
-            raise LimbeckError(
-                "latents compares hidden states: both models must take output_hidden_states=True and answer with hidden_states, "
-                "as those of transformers do; or set latents=0"
-            )
-        return side.hidden
+        t, s = (chunk_sums(value + extra, group, width) for value, extra in zip(found[:2], more, strict=True))  # (5)
+        return Likelihoods(t, s, torch.arange(width, device=ends.device) < ends.sum(1, keepdim=True))
 
     def _last_gradient(self, loss: Tensor) -> Tensor:
         if not loss.requires_grad:
@@ -189,9 +203,9 @@ class ALM(Method):
 def aligned_likelihoods(teacher: Side, student: Side) -> Likelihoods:
     """(1) of every chunk that both sides have."""
     count = teacher.ends.shape[1]
-    sums = [chunk_sums(side.log_p, side.chunk, count) for side in (teacher, student)]
+    t, s = (chunk_sums(side.log_p, side.chunk, count) for side in (teacher, student))
     chunks = teacher.chunk.amax(1, keepdim=True) + 1
-    return Likelihoods(*sums, torch.arange(count, device=chunks.device) < chunks)
+    return Likelihoods(t, s, torch.arange(count, device=chunks.device) < chunks)
 
 
 def last_layer(student: nn.Module) -> list[nn.Parameter]:

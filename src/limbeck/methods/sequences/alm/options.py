@@ -1,13 +1,13 @@
 """Options of approximate likelihood matching, and the paper's."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from limbeck.errors import LimbeckError, unknown
 from limbeck.losses.chunks import DIVERGENCES
 from limbeck.training import EmaOptions, OptimizerOptions
 
 LOSSES = ("alm", "sft", "latents", "uld")
+CHUNKS = ("merged", "space", "unconstrained")
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class ALMOptions:
     """In place of f: kl, reverse_kl, total_variation, log_ratio, renyi, k2, k3, or limit (of tau kl for tau -> infinity)."""
     tau: float = 100.0
     eps: float = 1e-6
-    chunks: Literal["merged", "space", "unconstrained"] = "merged"
-    """Where chunks end: (5), where both sides begin a word, or wherever both end a token."""
+    chunks: str = "merged"
+    """Where chunks end: merged, as in (5); space, where both sides begin a word; unconstrained, wherever both end a token."""
     boundary: float = 0.1
     """Threshold of (5), in [0, 1)."""
 
@@ -49,8 +49,8 @@ class ALMOptions:
             )
         if self.divergence not in DIVERGENCES:
             raise unknown("divergence", self.divergence, DIVERGENCES)
-        if self.chunks not in ("merged", "space", "unconstrained"):
-            raise unknown("chunks", self.chunks, ("merged", "space", "unconstrained"))
+        if self.chunks not in CHUNKS:
+            raise unknown("chunks", self.chunks, CHUNKS)
         if not (self.tau > 0 and self.eps > 0 and 0 <= self.boundary < 1):
             raise LimbeckError(
                 f"tau={self.tau:g} and eps={self.eps:g} must be positive and boundary={self.boundary:g} lie in [0, 1); "

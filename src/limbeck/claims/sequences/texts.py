@@ -1,0 +1,107 @@
+"""What the claim on texts needs: Python's own sources as a corpus, byte-level BPEs, a small recurrent model, and its figures."""
+
+import math
+import sysconfig
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.errors import LimbeckError
+from limbeck.interop.tokenizers import ByteForm, Special, Texts, byte_form, paired
+from limbeck.losses.chunks import chunk_sums, next_log_probs
+
+# modules of the standard library that are one file in every version from 3.11 on
+MODULES = (
+    "argparse", "ast", "bdb", "calendar", "cmd", "codecs", "configparser", "copy", "csv", "difflib", "dis", "doctest", "enum",
+    "fractions", "ftplib", "functools", "getopt", "gettext", "gzip", "heapq", "inspect", "ipaddress", "locale", "mailbox",
+    "mimetypes", "netrc", "optparse", "os", "pdb", "pickle", "pickletools", "platform", "plistlib", "poplib", "pprint", "random",
+    "sched", "selectors", "shelve", "shlex", "shutil", "smtplib", "socket", "socketserver", "ssl", "statistics", "string",
+    "subprocess", "tabnanny", "tarfile", "tempfile", "textwrap", "threading", "timeit", "trace", "traceback", "typing", "uuid",
+    "warnings", "weakref", "webbrowser",
+)  # fmt: skip
+HELD_OUT = ("difflib", "mimetypes", "shutil", "statistics", "textwrap", "uuid")
+MOST = 24_000  # bytes taken of a module
+BYTES = 180  # of a document, at least; lines stay whole
+
+
+@lru_cache(maxsize=1)
+def documents() -> tuple[list[str], list[str]]:
+    """(documents to learn from, held out), each of a few lines, of modules in a fixed order."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    found: tuple[list[str], list[str]] = ([], [])
+    for name in MODULES:
+        file = folder / f"{name}.py"
+        if not file.is_file():
+            raise LimbeckError(
+                f"{file} is missing: this claim reads the standard library's sources; run it on a Python that has them"
+            )
+        found[name in HELD_OUT].extend(pieces(file.read_text(encoding="utf-8")[:MOST]))
+    return found
+
+
+def pieces(text: str) -> list[str]:
+    """A text in pieces of whole lines, of at least ``BYTES`` each; the rest, and pieces half as long again, are left out."""
+    found, some = [], ""
+    for line in text.splitlines(keepends=True):
+        some += line
+        if len(some) >= BYTES:
+            found.append(some)
+            some = ""
+    return [piece for piece in found if len(piece) < 1.5 * BYTES]
+
+
+def byte_level_bpe(size: int, texts: Sequence[str]) -> ByteForm:
+    """A byte-level BPE with a token for the start of a text, trained on texts."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=["<s>"], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return byte_form(PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", name_or_path=f"BPE of {size}"))
+
+
+class Recurrent(nn.Module):
+    """ids (B, T) -> logits (B, T, V): an embedding, one GRU, and a layer over the vocabulary."""
+
+    def __init__(self, vocabulary: int, width: int):
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.body = nn.GRU(width, width, batch_first=True)
+        self.head = nn.Linear(width, vocabulary)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.body(self.embedding(ids))[0])
+
+
+def rows(texts: Sequence[str], teacher: ByteForm, student: ByteForm) -> Texts:
+    """The texts in both vocabularies, each behind a start."""
+    return paired([[Special("bos"), text] for text in texts], teacher, student)
+
+
+@torch.no_grad()
+def log_probs(model: nn.Module, source: Texts, name: str) -> Tensor:
+    """log p (N, T) of each token under one side, 0 in the padding."""
+    assert source.cond is not None
+    ids, length = source.cond[f"{name}_ids"], source.cond[f"{name}_length"]
+    found = torch.cat([next_log_probs(model(some), some) for some in ids.split(64)])
+    return found * (torch.arange(ids.shape[1]) < length[:, None])
+
+
+def bits_per_byte(log_p: Tensor, texts: Sequence[str]) -> float:
+    """What a model needs for the texts."""
+    return -float(log_p.double().sum()) / math.log(2) / sum(len(text.encode()) for text in texts)
+
+
+def chunk_gap(teacher: Tensor, student: Tensor, source: Texts) -> float:
+    """mean |L_T - L_S| over all chunks, from log p of the tokens of both sides."""
+    assert source.cond is not None
+    count = int(source.cond["teacher_chunks"].max()) + 1
+    sides = zip(("teacher", "student"), (teacher, student), strict=True)
+    t, s = (chunk_sums(log_p, source.cond[f"{name}_chunks"], count) for name, log_p in sides)
+    return float((t - s).abs().sum() / (source.cond["teacher_chunks"].amax(1) + 1).sum())
