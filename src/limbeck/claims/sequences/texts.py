@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError
 from limbeck.interop.tokenizers import ByteForm, Special, Texts, byte_form, paired
-from limbeck.losses.chunks import chunk_sums, next_log_probs
+from limbeck.losses.chunks import next_log_probs
+from limbeck.methods.sequences.alm import ALM
 
 # modules of the standard library that are one file in every version from 3.11 on
 MODULES = (
@@ -85,23 +86,24 @@ def rows(texts: Sequence[str], teacher: ByteForm, student: ByteForm) -> Texts:
 
 
 @torch.no_grad()
-def log_probs(model: nn.Module, source: Texts, name: str) -> Tensor:
-    """log p (N, T) of each token under one side, 0 in the padding."""
-    assert source.cond is not None
-    ids, length = source.cond[f"{name}_ids"], source.cond[f"{name}_length"]
-    found = torch.cat([next_log_probs(model(some), some) for some in ids.split(64)])
-    return found * (torch.arange(ids.shape[1]) < length[:, None])
+def bits_per_byte(model: nn.Module, source: Texts, name: str, texts: Sequence[str]) -> float:
+    """What a model needs for the texts of a source, of which it is the teacher or the student."""
+    nats = 0.0
+    for rows in torch.arange(source.size).split(64):
+        _, cond = source.fetch(rows)
+        assert cond is not None
+        log_p = next_log_probs(model(cond[f"{name}_ids"]), cond[f"{name}_ids"])
+        nats -= float(log_p[torch.arange(log_p.shape[1]) < cond[f"{name}_length"][:, None]].double().sum())
+    return nats / math.log(2) / sum(len(text.encode()) for text in texts)
 
 
-def bits_per_byte(log_p: Tensor, texts: Sequence[str]) -> float:
-    """What a model needs for the texts."""
-    return -float(log_p.double().sum()) / math.log(2) / sum(len(text.encode()) for text in texts)
-
-
-def chunk_gap(teacher: Tensor, student: Tensor, source: Texts) -> float:
-    """mean |L_T - L_S| over all chunks, from log p of the tokens of both sides."""
-    assert source.cond is not None
-    count = int(source.cond["teacher_chunks"].max()) + 1
-    sides = zip(("teacher", "student"), (teacher, student), strict=True)
-    t, s = (chunk_sums(log_p, source.cond[f"{name}_chunks"], count) for name, log_p in sides)
-    return float((t - s).abs().sum() / (source.cond["teacher_chunks"].amax(1) + 1).sum())
+def chunk_gaps(method: ALM, source: Texts) -> tuple[float, float]:
+    """mean |L_T - L_S| over (all chunks, those that the method compares) of a source."""
+    sums = torch.zeros(2, 2, dtype=torch.float64)
+    for rows in torch.arange(source.size).split(64):
+        _, cond = source.fetch(rows)
+        assert cond is not None
+        for total, found in zip(sums, method.likelihoods(cond), strict=True):
+            gap = (found.teacher - found.student).abs()[found.valid].double()
+            total += torch.stack([gap.sum(), gap.new_tensor(len(gap))])
+    return float(sums[0, 0] / sums[0, 1]), float(sums[1, 0] / sums[1, 1])

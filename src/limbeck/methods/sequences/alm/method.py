@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from limbeck.denoisers import Cond
 from limbeck.errors import LimbeckError
 from limbeck.interop.tokenizers import ByteForm
 from limbeck.losses.chunks import (
@@ -127,6 +128,13 @@ class ALM(Method):
         total = torch.stack([w * loss for w, loss in zip(weights, losses.values(), strict=True)]).sum()
         yield Update(self.learning, total, logs | {f"part/{name}": loss.detach() for name, loss in losses.items()})
 
+    @torch.no_grad()
+    def likelihoods(self, cond: Cond) -> tuple[Likelihoods, Likelihoods]:
+        """(all chunks, those that are compared) of a batch, without gradient."""
+        teacher, student = self._side(0, cond), self._side(1, cond)
+        whole = aligned_likelihoods(teacher, student)
+        return whole, self._constrained(whole, teacher, student, cond)
+
     def _latents(self, teacher: Side, student: Side, valid: Tensor) -> Generator[Total, Tensor | None, Term]:
         """(6), with the teacher's mean squares over the whole batch."""
         if teacher.hidden is None or student.hidden is None:
@@ -146,7 +154,7 @@ class ALM(Method):
         assert sums is not None
         return ((here - there).square() / (sums[:-1] / sums[-1] + 1e-8)).mean(-1).sum(), len(there)
 
-    def _side(self, which: int, cond: Any) -> Side:
+    def _side(self, which: int, cond: Cond) -> Side:
         """One model's answer to its own tokens; logits of ids that its tokenizer does not have are cut off."""
         name, form = ("teacher", "student")[which], self.vocabularies[which]
         module: Any = (self.teacher, self.student)[which]
@@ -167,7 +175,7 @@ class ALM(Method):
         logits, ends = logits[..., : len(form)], last_tokens(chunk, count)
         return Side(ids, chunk, ends, logits, next_log_probs(logits, ids), None if states is None else states[-1])
 
-    def _constrained(self, found: Likelihoods, teacher: Side, student: Side, cond: Any) -> Likelihoods:
+    def _constrained(self, found: Likelihoods, teacher: Side, student: Side, cond: Cond) -> Likelihoods:
         """The chunks that are compared: as they are, or joined where a word ends."""
         o = self.options
         if o.chunks == "unconstrained":

@@ -1,0 +1,134 @@
+"""Likelihood matching against cross-entropy and ULD where a model moves to another tokenizer on little text (arXiv 2503.20083).
+
+Texts are sources of Python's standard library. Teacher: a GRU of 128 on a BPE of 512, trained on 1.1 MB. Student: the same body
+with a BPE of 320 whose embeddings are carried over (FVT), trained on a twentieth of that text, a seed is which, with equal
+steps in all arms. Judged on six modules that nobody has seen: bits per byte, and mean |L_T - L_S| of chunks. Control: each
+chunk of the student compared with the teacher's next one.
+"""
+
+import copy
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from limbeck.claims.claim import Check, Claim, Figures, at_least, at_most, medians
+from limbeck.claims.sequences.texts import (
+    Recurrent,
+    bits_per_byte,
+    byte_level_bpe,
+    chunk_gaps,
+    documents,
+    rows,
+)
+from limbeck.interop.tokenizers import ByteForm, Texts, carried, sources
+from limbeck.methods.sequences.alm import ALM, ALMOptions
+from limbeck.tasks.tensor_cache import cached_tensors
+from limbeck.training import Loop, LoopOptions, OptimizerOptions
+
+WIDTH, TEACHER_STEPS, STEPS, BATCH, SHARE = 128, 1200, 60, 16, 20
+HELD_OUT = 320  # documents
+ARMS: dict[str, dict[str, Any]] = {
+    "SFT": {"alm": 0.0},
+    "ULD": {"alm": 0.0, "uld": 1.0},
+    "ALM": {},
+    "ALM alone": {"sft": 0.0},
+    "unconstrained": {"sft": 0.0, "chunks": "unconstrained"},
+    "misaligned": {},
+}
+
+
+def adamw(lr: float, warmup: int) -> OptimizerOptions:
+    return OptimizerOptions(
+        lr=lr, kind="adamw", betas=(0.9, 0.95), weight_decay=0.01, warmup=warmup, decay="linear", final=0.0, clip=1.0
+    )
+
+
+@lru_cache(maxsize=1)
+def vocabularies() -> tuple[ByteForm, ByteForm]:
+    """Teacher's and student's."""
+    texts, _ = documents()
+    return byte_level_bpe(512, texts), byte_level_bpe(320, texts[::7])
+
+
+@lru_cache(maxsize=1)
+def trained_teacher() -> Recurrent:
+    """The teacher, cached by what it depends on."""
+    form, _ = vocabularies()
+    teacher = recurrent(form, 0)
+    texts, _ = documents()
+    facts = [torch.__version__, f"{WIDTH} {TEACHER_STEPS} {BATCH}", repr(form.pieces), "".join(texts)]
+
+    def train() -> dict[str, torch.Tensor]:
+        options = ALMOptions(alm=0.0, student=adamw(4e-3, 100))
+        run(ALM(None, teacher, (form, form), options), rows(texts, form, form), TEACHER_STEPS, 0)
+        return teacher.state_dict()
+
+    teacher.load_state_dict(cached_tensors("alm-teacher", [*facts], train, quiet=True)[0])
+    return teacher.eval()
+
+
+def recurrent(form: ByteForm, seed: int) -> Recurrent:
+    """A model with weights of the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Recurrent(len(form), WIDTH)
+
+
+def run(method: ALM, source: Texts, steps: int, seed: int) -> None:
+    Loop(method, source, LoopOptions(steps, BATCH, seed=seed), quiet=True).train()
+
+
+def carried_student(teacher: Recurrent, seed: int) -> Recurrent:
+    """The teacher's body with the student's vocabulary."""
+    old, new = vocabularies()
+    student, found = recurrent(new, seed), sources(old, new)
+    state = {
+        name: value if name.startswith("body") else carried(value, found, len(old), seed)
+        for name, value in teacher.state_dict().items()
+    }
+    student.load_state_dict(state)
+    return student
+
+
+def misaligned(source: Texts) -> Texts:
+    """The same texts with each chunk of the student on the teacher's next one; rows with one chunk keep none."""
+    assert source.cond is not None
+    cond = dict(source.cond)
+    t, s = cond["teacher_chunks"], cond["student_chunks"]
+    last = t.amax(1, keepdim=True)
+    cond |= {"teacher_chunks": t.where(t < 0, t - 1), "student_chunks": s.where(s < last, -1)}
+    return Texts(None, cond)
+
+
+def measure(seed: int) -> Figures:
+    """One seed of all arms."""
+    teacher, forms = trained_teacher(), vocabularies()
+    texts, held_out = documents()
+    few, held_out = texts[seed % SHARE :: SHARE], held_out[:HELD_OUT]
+    source, judged = rows(few, *forms), rows(held_out, *forms)
+    figures: Figures = {"teacher bits": bits_per_byte(teacher, judged, "teacher", held_out)}
+
+    def judge_student(arm: str, student: nn.Module) -> None:
+        figures[f"{arm} bits"] = bits_per_byte(student, judged, "student", held_out)
+        figures[f"{arm} gap"], figures[f"{arm} outcome gap"] = chunk_gaps(ALM(teacher, student, forms), judged)
+
+    start = carried_student(teacher, seed)
+    judge_student("start", start)
+    for arm, changed in ARMS.items():
+        student = copy.deepcopy(start)
+        options = ALMOptions(student=adamw(2e-3, 5), **changed)
+        run(ALM(teacher, student, forms, options), misaligned(source) if arm == "misaligned" else source, STEPS, seed)
+        judge_student(arm, student.eval())
+    return figures
+
+
+def judge(runs: Sequence[Figures]) -> list[Check]:
+    """The gates: ratios within a seed, medians over the seeds."""
+    return []
+
+
+CALIBRATION = ""
+CLAIM = Claim("alm", "2503.20083", measure, judge, trained_teacher, CALIBRATION)
