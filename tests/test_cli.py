@@ -87,7 +87,7 @@ def test_methods(capsys):
 @pytest.mark.parametrize("entry", [e for e in METHODS.values() if e.module], ids=lambda e: e.id)
 def test_no_option_of_a_method_hides_one_of_all_methods(entry):
     _, options, _ = entry.load()
-    of_all = {f.name for kind in (Shared, Execution, task_flags()) for f in fields(kind)} | set(
+    of_all = {f.name for kind in (Shared, Execution, task_flags(entry.wing)) for f in fields(kind)} | set(
         inspect.signature(distill).parameters
     )
     assert {f.name for f in fields(options)} & of_all <= {"iterations"}  # which both set alike

@@ -18,10 +18,10 @@ def splats():
 
 def test_it_shows_what_the_renderer_shows():
     scene = SplatScene(splats(), antialiased=True)
-    seen = scene(CAMERAS, 0.5)
+    seen = scene(CAMERAS, 0.1)
     assert isinstance(scene, Scene) and isinstance(seen, Seen)
-    assert torch.equal(seen.rgb, render(splats(), CAMERAS, 0.5, antialiased=True).rgb)
-    assert not torch.equal(seen.rgb, SplatScene(splats())(CAMERAS, 0.5).rgb)
+    assert torch.equal(seen.rgb, render(splats(), CAMERAS, 0.1, antialiased=True).rgb)
+    assert not torch.equal(seen.rgb, SplatScene(splats())(CAMERAS, 0.1).rgb)
     seen.image.square().sum().backward()
     moved = {n for n, p in scene.named_parameters() if p.grad is not None and bool((p.grad.abs() > 1e-9).any())}
     assert moved == {n for n, _ in scene.named_parameters()} - {"quaternions"}  # round splats look the same however they turn

@@ -98,12 +98,16 @@ def sample(arguments: list[str]) -> int:
     from limbeck import runs
     from limbeck.report import save_grid
     from limbeck.runs.exporting import sample_as_pipelines_do
+    from limbeck.tasks import Task
 
     folder, rest = _run_and_rest(arguments, "sample")
     given = tyro.cli(SampleArguments, prog="limbeck sample RUN", args=rest)
     if given.count < 1 or given.columns < 1:
         raise LimbeckError(f"--count {given.count} and --columns {given.columns} must be at least 1")
     done, task = runs.open_run(folder, quiet=True, trust_code=given.trust_code)
+    if not isinstance(task, Task):
+        where = f"its pictures ({', '.join(task.album(done.method))}) are in {folder / 'samples'}"
+        raise LimbeckError(f"a student of the task {task.name} draws no samples; {where}")
     if given.noise == "torch":
         x = sample_as_pipelines_do(done, task, given.count, given.seed)
     else:
@@ -124,7 +128,7 @@ def evaluate(arguments: list[str]) -> int:
         raise LimbeckError(f"limbeck evaluate takes a run and --trust-code alone, not {' '.join(other)}")
     done, task = runs.open_run(folder, quiet=True, trust_code=bool(rest))
     known: dict[str, Any] = {name: done.summary[name] for name in ("seconds", "reference") if name in done.summary}
-    show({"seconds": float("nan"), **known, **runs.judged(task, done.method)})
+    show({"seconds": float("nan"), **known, **task.judged(done.method)})
     return 0
 
 

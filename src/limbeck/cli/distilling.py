@@ -21,7 +21,7 @@ class Shared:
     """What every distillation takes, whatever the method."""
 
     task: str | None = None
-    """digits, photos, prompts, ring; own and diffusers are meant where one of their options is given."""
+    """digits, photos, prompts, ring; own and diffusers are meant where one of their options is given. Other wings have others."""
     preset: str | None = None
     """A preset of the method, e.g. paper-cifar10."""
     out: Path | None = None
@@ -43,16 +43,16 @@ class Shared:
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 runs the networks under autocast; weights and losses stay in --dtype."""
     fail_above: float | None = None
-    """Exit with 1 where the student's Frechet distance is more than this many times the teacher's."""
+    """Exit with 1 where a few-step student's Frechet distance is more than this many times the teacher's."""
 
 
-def task_flags() -> type:
-    """What tasks may be told, as one dataclass of flags; None is not said."""
+def task_flags(wing: str) -> type:
+    """What the tasks of a wing may be told, as one dataclass of flags; None is not said."""
     import tyro
 
     merged: dict[str, Any] = {}
     takers: dict[str, list[str]] = {}
-    for task in task_options():
+    for task in task_options(wing):
         options = module_of(task).OPTIONS
         said, hints = documented(options), typing.get_type_hints(options)
         for name, hint in hints.items():
@@ -96,8 +96,10 @@ def distill(arguments: list[str]) -> int:
         return 0
     show(done.summary)
     print(f"\nreport: {done.path / 'report.html'}")
+    if shared.fail_above is None:
+        return 0
     ratio = done.summary["student"]["frechet"] / done.summary["teacher"]["frechet"]
-    if shared.fail_above is not None and not ratio <= shared.fail_above:
+    if not ratio <= shared.fail_above:
         print(
             f"limbeck: the student's Frechet distance is {ratio:.2f} times the teacher's, above {shared.fail_above:g}",
             file=sys.stderr,
@@ -113,12 +115,13 @@ def requested(command: str, arguments: list[str]) -> Request:
 
     named = bool(arguments) and not arguments[0].startswith("-")
     name, rest = (arguments[0], arguments[1:]) if named else ("dmd", arguments)
-    base, flags, options = Shared(), task_flags()(), None
+    base = Shared()
     stored: runs.RunConfig | None = None
     for flag in ("--resume", "--config"):
         if path := value_of(rest, flag):
             stored = runs.read_config(path) if flag == "--resume" else runs.parse_config(_existing(Path(path)))
-    entry = find(name) if named or stored is None else find(stored.method)
+    entry = runs.distilling(name if named or stored is None else stored.method)
+    flags = task_flags(entry.wing)()
     if stored is not None:
         if "python" in stored.task_options:
             build_task(stored.task, {"python": str(stored.task_options["python"])})  # raises: says why it cannot
@@ -131,14 +134,16 @@ def requested(command: str, arguments: list[str]) -> Request:
         base = replace(base, **same)
         known = {n: Path(str(v)) if n == "data" else v for n, v in stored.task_options.items() if hasattr(flags, n)}
         flags = options_from_dict(type(flags), known, "task_options")
-    _, options_class, presets = runs.distilling(entry.id).load()
+    _, options_class, presets = entry.load()
     preset = value_of(rest, "--preset")
     options = preset_of(name, presets, preset)
     if stored is not None:
         options = options_from_dict(options_class, stored.options, f"options of {entry.id}")
     shared, flags, asked, how = _parse(f"limbeck {command} {entry.id}", rest, base, flags, options)
     told = recorded({n: v for n, v in vars(flags).items() if v is not None})
-    task_name = chosen_task(shared.task, told)
+    task_name = chosen_task(shared.task, told, entry.wing)
+    if shared.fail_above is not None and entry.wing != "generators":
+        raise LimbeckError(f"--fail-above is for few-step generators; {entry.id} is none")
     told = {**({} if stored is None else stored.task_options), **told}
     if stored is None and preset is None:
         asked = _suited(entry.id, task_name, told, options, asked)

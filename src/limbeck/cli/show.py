@@ -4,10 +4,13 @@ from typing import Any
 
 
 def show(summary: dict[str, Any]) -> None:
-    """The table of a run: teacher, teacher at the student's NFE, student."""
+    """The table of a run: of few-step generators teacher, teacher at the student's NFE, student; else what its task judged."""
     from rich.console import Console
     from rich.table import Table
 
+    if "table" in summary:
+        show_table(summary)
+        return
     table = Table(box=None, pad_edge=False)
     for column in ("", "NFE", "Frechet distance", "class accuracy", "images/s"):
         table.add_column(column, justify="left" if not column else "right", no_wrap=True)
@@ -29,3 +32,30 @@ def show(summary: dict[str, Any]) -> None:
         f"noise floor {summary['noise_floor']:.3f}; distilled in {summary['seconds']:.0f} s",
         highlight=False,
     )
+
+
+def show_table(summary: dict[str, Any]) -> None:
+    """Rows and columns as :func:`limbeck.tasks.judgement` gives them, then what was achieved."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rows, columns = summary["table"]["rows"], summary["table"]["columns"]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for column in columns.values():
+        table.add_column(column["title"], justify="right")
+    for name, figures in rows.items():
+        table.add_row(name, *(cell(figures.get(key), column["unit"]) for key, column in columns.items()))
+    console = Console()
+    console.print()
+    console.print(table)
+    seconds = summary.get("seconds")
+    took = "" if seconds is None or seconds != seconds else f"; distilled in {seconds:.0f} s"
+    console.print(f"\n{summary['headline']}{took}", highlight=False, soft_wrap=True)
+
+
+def cell(value: float | None, unit: str) -> str:
+    """A figure in a table; "-" where it is not known."""
+    if value is None or value != value:
+        return "-"
+    return {"percent": f"{100 * value:.1f} %", "count": f"{value:,.0f}"}.get(unit, f"{value:.4g}")

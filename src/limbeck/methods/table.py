@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from limbeck.errors import missing_extra
+from limbeck.tasks.catalogue import WINGS
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class Entry:
 
     @property
     def distils(self) -> bool:
-        """Does ``limbeck distill`` run it? (Other wings have no tasks yet.)"""
-        return bool(self.module) and self.wing == "generators"
+        """Does ``limbeck distill`` run it? (It needs a method, not a sampler, and a task of its wing.)"""
+        return bool(self.module) and self.wing in WINGS
 
     def require_extra(self) -> None:
         """Raise LimbeckError, naming the extra to install, where a package that this method needs is missing."""

@@ -11,7 +11,7 @@ from limbeck.errors import LimbeckError
 from limbeck.report import words
 from limbeck.report.curves import NOT_DRAWN, Chart, chart, is_main, order, positions
 from limbeck.report.pictures import Picture, picture
-from limbeck.report.record import PICTURES, Figures, Record, labels, read_record
+from limbeck.report.record import PICTURES, Figures, Record, Table, labels, read_record
 from limbeck.training.durable import put_in_place
 from limbeck.version import __version__
 
@@ -36,7 +36,7 @@ def write_report(folder: Path | str) -> Path:
         run.folder / "report.html",
         "run.html",
         run=run,
-        pictures=_pictures(run, PICTURES),
+        pictures=_pictures(run, list(run.titles) or PICTURES),
         rows=rows,
         spots=positions([figures.frechet for _, _, figures in rows]),
         main=_shown(charts, main=True),
@@ -66,7 +66,8 @@ def write_comparison(folders: Sequence[Path | str], path: Path | str) -> Path:
                 "runs": list(zip(names, members, strict=True)),
                 "spots": positions([_of(run.student, "frechet") for run in members] + [_of(teacher.teacher, "frechet")]),
                 "teacher": teacher,
-                "pictures": _pictures(teacher, ("real", "teacher"))
+                "table": _students(names, members),
+                "pictures": ([] if teacher.table else _pictures(teacher, ("real", "teacher")))
                 + [
                     (name, _distance(run.student), picture(run.pictures["student"]))
                     for name, run in zip(names, members, strict=True)
@@ -122,6 +123,8 @@ def _rows(run: Record) -> list[tuple[str, str, Figures]]:
 
 def _pictures(run: Record, names: Sequence[str]) -> list[tuple[str, str, Picture]]:
     """(title, what stands beside it, picture) in the order in which they are compared."""
+    if run.table is not None:
+        return [(*run.titles[name], picture(path)) for name, path in run.pictures.items()]
     same = run.teacher_at_student_nfe
     about = {
         "real": ("Real", "data", None),
@@ -136,6 +139,14 @@ def _pictures(run: Record, names: Sequence[str]) -> list[tuple[str, str, Picture
             beside = [note, _distance(figures)]
             shown.append((title, " · ".join(part for part in beside if part), picture(run.pictures[name])))
     return shown
+
+
+def _students(names: Sequence[str], runs: Sequence[Record]) -> Table | None:
+    """The students of runs whose tasks judge by figures of their own, by the runs' names."""
+    tables = {name: run.table for name, run in zip(names, runs, strict=True) if run.table is not None}
+    if not tables:
+        return None
+    return Table({name: table.rows["student"] for name, table in tables.items()}, next(iter(tables.values())).columns)
 
 
 def _distance(figures: Figures | None) -> str:

@@ -25,6 +25,15 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class Table:
+    """``rows``: figures by the name of who has them; ``columns``: (name, title, better, unit) in order, as in
+    :class:`limbeck.tasks.Column`."""
+
+    rows: dict[str, dict[str, float | None]]
+    columns: list[tuple[str, str, str, str]]
+
+
+@dataclass(frozen=True)
 class Record:
     """``student`` is None while a run is unfinished, ``teacher`` also for methods without one."""
 
@@ -53,6 +62,12 @@ class Record:
     pictures: dict[str, Path] = field(default_factory=dict)
     columns: list[str] = field(default_factory=list)
     """What the columns of the pictures show, if known."""
+    table: Table | None = None
+    """The figures of a student that is no few-step generator, in place of the four above."""
+    headline: str = ""
+    notes: list[str] = field(default_factory=list)
+    titles: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Title of each picture and what stands beside it."""
 
 
 def read_record(folder: Path | str) -> Record:
@@ -76,6 +91,7 @@ def read_record(folder: Path | str) -> Record:
     if (folder / "metrics.jsonl").exists():
         curves |= read_metrics(folder / "metrics.jsonl")
     _, columns = _read(folder / "samples" / "columns.json")
+    titles = _titles(_typed(about, "pictures", list, where), where)
     method = str(about.get("method", "unknown method"))
     return Record(
         folder=folder,
@@ -98,8 +114,12 @@ def read_record(folder: Path | str) -> Record:
         config_text=config_text,
         options=flat(config or {}),
         curves=curves,
-        pictures={name: path for name in PICTURES if (path := folder / "samples" / f"{name}.png").exists()},
+        pictures={name: path for name in titles or PICTURES if (path := folder / "samples" / f"{name}.png").exists()},
         columns=[str(name) for name in _typed({"columns": columns}, "columns", list, str(folder / "samples"))],
+        table=_table(about, where),
+        headline=str(about.get("headline") or ""),
+        notes=[str(note) for note in _typed(about, "notes", list, where)],
+        titles=titles,
     )
 
 
@@ -164,6 +184,31 @@ def _figures(values: Mapping[str, Any], name: str, where: str) -> Figures | None
         return None
     figures = _typed(values, name, dict, where)
     return Figures(**{key: _number(figures, key, where) for key in Figures.__dataclass_fields__})
+
+
+def _titles(pictures: list[Any], where: str) -> dict[str, tuple[str, str]]:
+    found = {}
+    for picture in pictures:
+        name = picture.get("name") if isinstance(picture, dict) else None
+        if not isinstance(name, str) or Path(name).name != name:
+            raise LimbeckError(f"{where}: pictures is no list of names with titles: {picture!r}")
+        found[name] = (str(picture.get("title") or name), str(picture.get("note") or ""))
+    return found
+
+
+def _table(about: Mapping[str, Any], where: str) -> Table | None:
+    if about.get("table") is None:
+        return None
+    table = _typed(about, "table", dict, where)
+    rows, columns = _typed(table, "rows", dict, where), _typed(table, "columns", dict, where)
+    try:
+        read = [(str(name), str(c["title"]), str(c["better"]), str(c["unit"])) for name, c in columns.items()]
+        figures = {str(who): {n: _number(row, n, where) for n, *_ in read} for who, row in rows.items()}
+    except (KeyError, TypeError, AttributeError):
+        raise LimbeckError(
+            f"{where}: table has no rows of figures by name, or columns without title, better and unit"
+        ) from None
+    return Table(figures, read)
 
 
 def _history(history: list[Any], where: str) -> dict[str, Curve]:

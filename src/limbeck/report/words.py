@@ -89,6 +89,8 @@ def speedup(figures: Figures | None, teacher: Figures | None) -> float | None:
 
 def achievement(run: Record) -> str:
     """What a run achieved, in one sentence with its numbers."""
+    if run.headline:
+        return run.headline
     student, teacher = run.student, run.teacher
     if student is None:
         done = max((steps[-1] for steps, _ in run.curves.values() if steps), default=0)
@@ -114,7 +116,7 @@ def achievement(run: Record) -> str:
 
 def context(run: Record) -> list[str]:
     """Sentences that put the achievement in its place."""
-    sentences = []
+    sentences = list(run.notes)
     student, same = run.student, run.teacher_at_student_nfe
     if same is not None and _known(same.frechet):
         sentences.append(f"The teacher itself with {calls(same) or 'as many network calls'} gets {figure(same.frechet)}.")
@@ -134,6 +136,8 @@ def context(run: Record) -> list[str]:
 def best_of(runs: Sequence[Record]) -> str:
     """The best of several runs of one task, sorted, in one sentence."""
     best, many = runs[0], f"{len(runs)} run{'' if len(runs) == 1 else 's'} on {runs[0].task}"
+    if best.table is not None:
+        return f"{many}; {best.method}: {best.headline}" if len(runs) == 1 else many
     if best.student is None or not _known(best.student.frechet):
         return f"{many}: none with a finite Fréchet distance"
     sentence = f"{many}: {best.method} comes closest to the data, Fréchet distance {figure(best.student.frechet)}"

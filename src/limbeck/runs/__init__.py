@@ -6,7 +6,6 @@ A run's folder: config.yaml, metrics.jsonl, checkpoints/, samples/, student.safe
 from limbeck.runs.config import FORMAT, Execution, RunConfig, check_place, parse_config, read_config
 from limbeck.runs.distillation import Run, begun, distill, distilling, loop_options, open_run, prepare, run
 from limbeck.runs.folder import begin, fresh_folder, open_folder, restore
-from limbeck.runs.judging import judged
 from limbeck.runs.plan import Plan, plan_run
 from limbeck.runs.saving import Choice, Saving, enough, savings
 
@@ -25,7 +24,6 @@ __all__ = [
     "distilling",
     "enough",
     "fresh_folder",
-    "judged",
     "loop_options",
     "open_folder",
     "open_run",

@@ -11,68 +11,81 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from limbeck.denoisers import save_student
 from limbeck.errors import LimbeckError
 from limbeck.methods import Entry, find, preset_of
-from limbeck.methods.generators.generator import Generator, make_method
-from limbeck.networks import merged
 from limbeck.runs.config import Execution, RunConfig, check_place, jsonable, read_config
 from limbeck.runs.folder import begin, open_folder, restore
-from limbeck.runs.judging import summarise
-from limbeck.tasks import TASKS, Task, build_task, chosen_task, given_names, named_by, preferred_options, recorded
-from limbeck.training import ALONE, Loop, LoopOptions, World, checkpoint_roles, checkpoints, launched, set_precision
+from limbeck.runs.summary import summarise
+from limbeck.tasks import (
+    TASKS,
+    WINGS,
+    AnyTask,
+    Task,
+    build_task,
+    chosen_task,
+    given_names,
+    named_by,
+    preferred_options,
+    recorded,
+    student_of,
+)
+from limbeck.training import ALONE, Loop, LoopOptions, Method, World, checkpoint_roles, checkpoints, launched, set_precision
 from limbeck.training.compiled import TRIED, compile_roles
 from limbeck.training.durable import assembled
 from limbeck.training.options import merged_options, options_from_dict, options_to_dict
 from limbeck.training.plain import read_plain
 
 EVALUATIONS = 6  # evaluations of the student along a run, the last one at its end
-PICTURED = 10  # columns of the sample grids
 
 
 @dataclass
 class Run:
-    """A finished (or resumable) run: its folder, the student as a denoiser, and its summary."""
+    """A finished (or resumable) run: its folder, the method with the student, and its summary."""
 
     path: Path
     config: RunConfig
-    method: Generator
+    method: Method
     summary: dict[str, Any]
 
     @property
     def student(self) -> Any:
-        """The student's averaged weights as a denoiser; ``run.sampler()`` draws from it."""
-        return self.method.roles["student"].best
+        """The student's averaged weights: of few-step generators a denoiser, from which ``run.sampler()`` draws."""
+        return student_of(self.method)
 
     def sampler(self) -> Callable[..., Tensor]:
-        """(z standard normal (B, ...), cond, fresh noise of step i) -> x: the student as a generator."""
+        """(z standard normal (B, ...), cond, fresh noise of step i) -> x: the student as a generator, where it is one."""
         return self.method.sampler()
 
 
-def prepare(config: RunConfig, task: Task, trust_code: bool = False) -> tuple[Generator, Any]:
+def prepare(config: RunConfig, task: AnyTask, trust_code: bool = False) -> tuple[Method, Any]:
     """The method of a configuration on a task, and its options. ``trust_code``: of the run that it begins with."""
     cls, options_class, _ = distilling(config.method).load()
+    method: Method
     options = options_from_dict(options_class, config.options, f"options of {config.method}")
     if config.from_run is not None:
         task = started(task, config.from_run, trust_code)
-    method = make_method(cls, options, task, config.seed)
+    method = cls.on(task, options, config.seed)
     if config.precision != "float32":
         set_precision(method.roles, getattr(torch, config.precision))
     return method, options
 
 
-def started(task: Task, folder: Path | str, trust_code: bool = False) -> Task:
+def started(task: Any, folder: Path | str, trust_code: bool = False) -> Any:
     """The task with the student of another run as what students and critics start as. Raises LimbeckError if it does not fit."""
+    if not isinstance(task, Task):
+        raise LimbeckError(f"students of the task {task.name} do not start from another run's; leave --from-run out")
     before, other = open_run(folder, quiet=True, trust_code=trust_code)
+    if not isinstance(other, Task):
+        raise LimbeckError(f"the student of {folder} is no few-step generator; name the run of one")
     if other.shape != task.shape:
         raise LimbeckError(f"the student of {folder} makes samples {other.shape}, but the task {task.name} has {task.shape}")
-    return replace(task, start=before.student, start_sigmas=before.method.sigmas)
+    return replace(task, start=before.student, start_sigmas=before.method.sigmas)  # type: ignore[attr-defined]
 
 
 def distilling(name: str) -> Entry:
     """The entry of a method that distils a task. Raises LimbeckError for unknown names, samplers, and wings without tasks."""
     entry = find(name)
-    if entry.wing != "generators":
+    if entry.wing not in WINGS:
         raise LimbeckError(
             f"{entry.id} has no task to distil yet (its wing is {entry.wing}); it is trained by `limbeck reproduce {entry.id}`, "
             f"or from Python with {entry.module}"
@@ -87,7 +100,7 @@ def distill(
     method: str = "dmd",
     data: Any = None,
     *,
-    task: str | Task | None = None,
+    task: str | AnyTask | None = None,
     task_options: Mapping[str, Any] | None = None,
     options: Any = None,
     preset: str | None = None,
@@ -124,16 +137,17 @@ def distill(
     how = replace(how, trust_code=how.trust_code or isinstance(from_run, Run))  # one that is open was trusted before
     given = {"model" if is_pipeline(teacher) else "teacher": teacher, "data": data}
     given = {n: v for n, v in given.items() if v is not None} | {n: more.pop(n) for n in given_names(more)}
-    if isinstance(task, Task) and given:
+    built = None if task is None or isinstance(task, str) else task
+    if built is not None and given:
         raise LimbeckError(f"a task knows its own {', '.join(given)}; leave that out, or the task")
-    name = task.name if isinstance(task, Task) else chosen_task(task, given)
+    name = chosen_task(task, given, entry.wing) if task is None or isinstance(task, str) else task.name
     told = {**(task_options or {}), **given}
     if isinstance(options, Mapping) or options is None:
         _, _, presets = entry.load()
         suited: Mapping[str, Any] = {}
         if preset is None:
-            preferred = preferred_options(name, told) if name in TASKS and not (isinstance(task, Task) and task.options) else {}
-            suited = (task.options if isinstance(task, Task) and task.options else preferred).get(entry.id, {})
+            own = {} if built is None else built.options
+            suited = (own or (preferred_options(name, told) if name in TASKS else {})).get(entry.id, {})
         options = merged_options(preset_of(method, presets, preset), {**suited, **(options or {}), **more})
     if iterations is not None:
         options = replace(options, iterations=iterations)
@@ -151,7 +165,6 @@ def distill(
         precision,
     )
     loop_options(config, options)
-    built = task if isinstance(task, Task) else None
     with launched(device, how.parallel) as world:
         return begun(config, out, overwrite, resume, how=how, command=command, world=world, task=built, told=told)
 
@@ -165,7 +178,7 @@ def begun(
     how: Execution,
     command: str | None,
     world: World,
-    task: Task | None = None,
+    task: AnyTask | None = None,
     told: Mapping[str, Any] | None = None,
 ) -> Run:
     """Open the folder, build the task (None: that of the configuration, ``told`` its options if they are objects), and run."""
@@ -184,7 +197,7 @@ def is_pipeline(teacher: Any) -> bool:
 
 def run(
     config: RunConfig,
-    task: Task,
+    task: AnyTask,
     folder: Path,
     overwrite: bool = False,
     resume: bool = False,
@@ -201,15 +214,14 @@ def run(
     if how.gradient_checkpointing:
         checkpoint_roles(method.roles)
     world.first(lambda: begin(folder, config, overwrite, resume))
-    nfe = len(method.times)
     loop = Loop(
         method,
-        task.source,
-        loop_options(config, options),
+        method.source(task.source),
+        loop_options(config, options, method),
         folder=folder,
         device=config.device,
-        evaluate=lambda step: _kept(task.evaluator(method.sampler(), nfe)),
-        best="frechet",
+        evaluate=lambda step: task.watched(method),
+        best=task.best,
         track=how.track,
         meta={"method": config.method},
         quiet=how.quiet,
@@ -231,42 +243,41 @@ def run(
         return Run(folder, config, method, {})
     done = Run(folder, config, method, summarise(config, task, method, loop, command))
     write_down(done, task, world)
-    return done
+    return done if world.writes else replace(done, summary={})
 
 
-def loop_options(config: RunConfig, options: Any) -> LoopOptions:
-    """How long and how often. Raises LimbeckError for numbers that no run can have, before any teacher is trained for it."""
+def loop_options(config: RunConfig, options: Any, method: Method | None = None) -> LoopOptions:
+    """How long and how often; the ``method`` knows the batch that its options leave open.
+
+    Raises LimbeckError for numbers that no run can have, before any teacher is trained for it.
+    """
     every = max(-(-options.iterations // EVALUATIONS), 1)
+    batch = options.batch or (config.micro_batches if method is None else method.batch)
     return LoopOptions(
-        options.iterations, options.batch, config.micro_batches, config.seed, config.checkpoint_every, evaluate_every=every
+        options.iterations, batch, config.micro_batches, config.seed, config.checkpoint_every, evaluate_every=every
     )
 
 
-def write_down(done: Run, task: Task, world: World = ALONE) -> None:
-    """Samples, student, summary and report."""
+def write_down(done: Run, task: AnyTask, world: World = ALONE) -> None:
+    """Pictures, student, summary and report."""
     from limbeck.report import save_grid, write_report
 
-    samplers: dict[str, Callable[..., Tensor]] = {
-        "teacher": task.teacher_sampler(task.teacher_nodes),
-        "teacher_at_student_nfe": task.teacher_sampler((len(done.method.times) + 1) // 2),
-        "student": done.sampler(),
-    }
-    pictures = {"real": task.pictures(PICTURED), **{n: task.pictures(PICTURED, s) for n, s in samplers.items()}}
-    info = {"method": done.config.method, "task": done.config.task, "times": done.method.times.tolist()}
+    album = task.album(done.method)
+    done.summary["pictures"] = [{"name": name, "title": p.title, "note": p.note} for name, p in album.items()]
     with assembled(done.path) if world.writes else nullcontext(done.path) as folder:
         with world.gathered(done.student):
             if world.writes:
-                save_student(folder / "student", merged(done.student), info)
+                task.leave(folder, done.method, {"method": done.config.method, "task": done.config.task})
         if not world.writes:
             return
-        (folder / "samples").mkdir()
-        for name, images in pictures.items():
-            save_grid(folder / "samples" / f"{name}.png", images, PICTURED)
+        (folder / "samples").mkdir(exist_ok=True)
+        for name, picture in album.items():
+            save_grid(folder / "samples" / f"{name}.png", picture.images, picture.columns)
         (folder / "summary.json").write_text(json.dumps(jsonable(done.summary), indent=2) + "\n")
     write_report(done.path)
 
 
-def open_run(folder: Path | str, quiet: bool = False, trust_code: bool = False) -> tuple[Run, Task]:
+def open_run(folder: Path | str, quiet: bool = False, trust_code: bool = False) -> tuple[Run, Any]:
     """A run with its student as of the last good checkpoint, and its task.
 
     ``trust_code``: import what its config.yaml names as MODULE:NAME or .pt2. Raises LimbeckError where it names any otherwise.
@@ -276,14 +287,10 @@ def open_run(folder: Path | str, quiet: bool = False, trust_code: bool = False) 
     with named_by(Path(folder) / "config.yaml", trust_code):
         task = build_task(config.task, config.task_options, device=config.device, dtype=config.dtype, quiet=quiet)
         method, options = prepare(config, task, trust_code)
-    loop = Loop(method, task.source, LoopOptions(options.iterations, options.batch, seed=config.seed), quiet=True)
+    loop = Loop(method, method.source(task.source), loop_options(config, options, method), quiet=True)
     restore(loop, Path(folder), config)
     file = Path(folder) / "summary.json"
     summary = read_plain(file)[1] if file.is_file() else {}
     if not isinstance(summary, dict):
         raise LimbeckError(f"{file} holds no names with values: remove it, or resume the run to write it again")
     return Run(Path(folder), config, method, summary), task
-
-
-def _kept(figures: Mapping[str, float]) -> dict[str, float]:
-    return {name: figures[name] for name in ("frechet", "accuracy") if figures[name] == figures[name]}

@@ -15,6 +15,7 @@ from limbeck.interop import DiffusersNetwork, export
 from limbeck.interop.conventions import convention_of, unpacked
 from limbeck.methods import find
 from limbeck.networks import merged
+from limbeck.runs.config import read_config
 from limbeck.runs.distillation import Run, open_run
 from limbeck.samplers import Experts
 from limbeck.tasks import Task
@@ -44,16 +45,19 @@ def export_run(
     private: bool = True,
     trust_code: bool = False,
 ) -> Exported:
-    """Write the student of a run to OUT: ``to`` is diffusers or lora (a folder), torch-export or onnx (a file).
+    """Write the student of a run to OUT: ``to`` is diffusers or lora (a folder), torch-export or onnx (a file); for students
+    that are no few-step generators, what their task can write (:meth:`limbeck.tasks.AnyTask.exports`).
 
     The student is that of the last checkpoint, averaged where there is an average. ``dtype``: of the network's weights, for
     diffusers (None: as trained). ``license``: of the card (None: that of the teacher's card). ``push_to_hub``: USER/NAME.
     ``trust_code``: import what the run's config.yaml names as code.
     Raises LimbeckError with the reason where the student cannot be written so.
     """
+    out = Path(out)
+    if (Path(folder) / "config.yaml").is_file() and find(read_config(folder).method).wing != "generators":
+        return _export_by_task(folder, to, out, overwrite, trust_code)
     if to not in TARGETS:
         raise unknown("form to export to (--to)", to, TARGETS)
-    out = Path(out)
     export.check_target(out, overwrite)
     pipeline = to in ("diffusers", "lora")
     if not pipeline and (dtype or push_to_hub):
@@ -69,6 +73,18 @@ def export_run(
     written = export_pipeline(done, to, out, overwrite, dtype, license, push_to_hub)
     address = export.push(out, push_to_hub, private) if push_to_hub else None
     return Exported(out, written, address)
+
+
+def _export_by_task(folder: Path | str, to: str, out: Path, overwrite: bool, trust_code: bool) -> Exported:
+    done, task = open_run(folder, quiet=True, trust_code=trust_code)
+    forms = task.exports()
+    if to not in forms:
+        raise unknown(f"form to export a student of the task {task.name} to (--to)", to, forms)
+    if out.exists() and not overwrite:
+        raise LimbeckError(f"{out} already exists; --overwrite replaces it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    forms[to](done.method, out)
+    return Exported(out, {})
 
 
 def student_steps(done: Run) -> export.Steps:
@@ -190,7 +206,7 @@ def sample_as_pipelines_do(done: Run, task: Task, count: int, seed: int) -> Tens
         return unpacked(tokens, height // 2, width // 2).to(real)
 
     z = draw(first=True)
-    later = [draw() for _ in range(len(done.method.times))]
+    later = [draw() for _ in range(len(done.method.times))]  # type: ignore[attr-defined]
     sampler = done.sampler()
     chunks = []
     for part in rows.split(evaluator.chunk):

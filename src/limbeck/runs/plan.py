@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.runs.config import Execution, RunConfig
 from limbeck.runs.distillation import prepare
-from limbeck.tasks import Task
+from limbeck.tasks import AnyTask
 from limbeck.training import Loop, LoopOptions, checkpoint_roles
 from limbeck.training.live import LiveBytes, held
 from limbeck.training.offload import Offload
@@ -59,7 +59,7 @@ class Plan:
 
 def plan_run(
     config: RunConfig,
-    task: Task,
+    task: AnyTask,
     how: Execution = Execution(),  # noqa: B008
     *,
     eight_bit: bool = False,
@@ -72,7 +72,7 @@ def plan_run(
     update. Tensors alone are counted, not what an operation frees before it returns, nor the allocator's gaps and CUDA's own
     context (about half a GB). ``eight_bit``: as if Adam's moments were in 8 bits.
     """
-    pieces, batch = config.micro_batches, int(config.options["batch"])
+    pieces, batch = config.micro_batches, config.options["batch"] or prepare(config, task)[0].batch
     total = int(config.options["iterations"])
     rehearse = lambda size: Rehearsal(config, task, how, size, eight_bit)  # noqa: E731
     trial = rehearse(min(FEW[1] * pieces, batch))
@@ -90,15 +90,16 @@ def plan_run(
 class Rehearsal:
     """The loop of a run at another batch, whose optimizers stand still."""
 
-    def __init__(self, config: RunConfig, task: Task, how: Execution, batch: int, eight_bit: bool = False):
+    def __init__(self, config: RunConfig, task: Any, how: Execution, batch: int, eight_bit: bool = False):
         self.batch = batch
-        teacher, start = _lazy((task.teacher, task.start))
+        held_by_task = {name: getattr(task, name) for name in ("teacher", "start") if hasattr(task, name)}
+        lazy = dict(zip(held_by_task, _lazy(tuple(held_by_task.values())), strict=True))
         small = replace(config, options={**config.options, "batch": batch})
-        self.method, options = prepare(small, replace(task, teacher=teacher, start=start))
+        self.method, options = prepare(small, replace(task, **lazy))
         if how.gradient_checkpointing:
             checkpoint_roles(self.method.roles)
         counts = LoopOptions(options.iterations, batch, config.micro_batches, config.seed)
-        self.loop = Loop(self.method, task.source, counts, device=config.device, quiet=True)
+        self.loop = Loop(self.method, self.method.source(task.source), counts, device=config.device, quiet=True)
         for name, trained in self.loop.trained.items():
             kind = trained.options.kind
             trained.optimizer = Still(trained, f"{kind}8bit" if eight_bit and f"{kind}8bit" in EIGHT_BIT else kind)

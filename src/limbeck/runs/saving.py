@@ -9,7 +9,7 @@ from limbeck.errors import LimbeckError
 from limbeck.runs.config import Execution, RunConfig
 from limbeck.runs.distillation import distilling
 from limbeck.runs.plan import Plan, plan_run
-from limbeck.tasks import Task
+from limbeck.tasks import AnyTask
 from limbeck.training import OptimizerOptions
 
 RANK, PIECES = 16, 4  # of the adapters, and how many more micro-batches, that are proposed
@@ -23,7 +23,7 @@ class Choice:
     how: Execution
     eight_bit: bool = False
 
-    def plan(self, task: Task) -> Plan:
+    def plan(self, task: AnyTask) -> Plan:
         """Its memory."""
         return plan_run(self.config, task, self.how, eight_bit=self.eight_bit)
 
@@ -56,7 +56,7 @@ def _checkpointing(c: Choice) -> Switched | None:
 
 
 def _micro_batches(c: Choice) -> Switched | None:
-    batch, now = int(c.config.options["batch"]), c.config.micro_batches
+    batch, now = int(c.config.options["batch"] or 1), c.config.micro_batches
     pieces = min(PIECES * now, batch)
     meaning = f"{-(-batch // pieces)} samples at a time, the same gradient"
     on = Switched(f"--micro-batches {pieces}", meaning, replace(c, config=replace(c.config, micro_batches=pieces)))
@@ -100,7 +100,7 @@ SWITCHES: Sequence[Switch] = (
 """First those that leave the numbers as they are, then those that round, then those that train fewer weights."""
 
 
-def savings(choice: Choice, task: Task, say: Callable[[str], Any] = print) -> list[Saving]:
+def savings(choice: Choice, task: AnyTask, say: Callable[[str], Any] = print) -> list[Saving]:
     """What each switch saves alone; those that the method or a network of it does not take are left out."""
     found = []
     for switch in SWITCHES:
@@ -114,7 +114,7 @@ def savings(choice: Choice, task: Task, say: Callable[[str], Any] = print) -> li
 
 
 def enough(
-    choice: Choice, task: Task, single: Sequence[Saving], memory: int, say: Callable[[str], Any] = print
+    choice: Choice, task: AnyTask, single: Sequence[Saving], memory: int, say: Callable[[str], Any] = print
 ) -> tuple[str, int] | None:
     """(flags, peak) of the first switch that is enough alone, or else of as many as it takes, in their order, each of which
     saves something beside those before it (None: not even all are enough)."""

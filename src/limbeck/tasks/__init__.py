@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from limbeck.errors import LimbeckError
-from limbeck.tasks.catalogue import TASKS, check_files, chosen_task, given_names, module_of, recorded, task_options
+from limbeck.tasks.catalogue import TASKS, WINGS, check_files, chosen_task, given_names, module_of, recorded, task_options
+from limbeck.tasks.contract import AnyTask, Column, Picture, judgement, student_of
 from limbeck.tasks.digit_features import DigitFeatures, digit_split, load_digit_features, load_digits
 from limbeck.tasks.features import image_features, whitened
 from limbeck.tasks.folder import Pictures, load_pictures
@@ -17,9 +18,11 @@ from limbeck.training.options import check_arguments
 
 def build_task(
     name: str, options: Mapping[str, Any] | None = None, *, device: str = "cpu", dtype: str = "float32", quiet: bool = False
-) -> Task:
-    """The task of that name. Raises LimbeckError for unknown names, for options that it does not have, that are of a wrong type,
-    or that were Python objects."""
+) -> Any:
+    """The task of that name, an :class:`AnyTask`.
+
+    Raises LimbeckError for unknown names, for options that it does not have, that are of a wrong type, or that were Python objects.
+    """
     module, given = module_of(name), dict(options or {})
     check_files(given)
     make = getattr(module, TASKS[name].partition(":")[2])
@@ -40,9 +43,13 @@ def preferred_options(name: str, options: Mapping[str, Any] | None = None) -> di
 
 __all__ = [
     "TASKS",
+    "WINGS",
+    "AnyTask",
+    "Column",
     "DigitFeatures",
     "Evaluator",
     "Figures",
+    "Picture",
     "Pictures",
     "Reward",
     "Task",
@@ -56,6 +63,7 @@ __all__ = [
     "heun_sampler",
     "image_features",
     "imported",
+    "judgement",
     "load_digit_features",
     "load_digits",
     "load_pictures",
@@ -65,6 +73,7 @@ __all__ = [
     "recorded",
     "refuse_code",
     "scored",
+    "student_of",
     "task_options",
     "whitened",
 ]

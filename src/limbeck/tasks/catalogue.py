@@ -17,7 +17,13 @@ TASKS = {
     "own": "limbeck.tasks.own:own_task_from_options",
     "diffusers": "limbeck.tasks.diffusers:diffusers_task_from_options",
 }
-DEFAULT = "digits"
+WINGS: dict[str, tuple[str, ...]] = {"generators": tuple(TASKS)}
+"""The tasks of each wing of methods that has any; the first is meant where none is named."""
+
+
+def wing_of(name: str) -> str:
+    """The wing that a task is of."""
+    return next((wing for wing, names in WINGS.items() if name in names), "generators")
 
 
 def module_of(name: str) -> Any:
@@ -27,9 +33,9 @@ def module_of(name: str) -> Any:
     return import_module(TASKS[name].partition(":")[0])
 
 
-def task_options() -> dict[str, dict[str, Any]]:
-    """By task, the fields of what it declares as OPTIONS, by name; tasks that declare nothing are left out."""
-    found = {name: getattr(module_of(name), "OPTIONS", None) for name in TASKS}
+def task_options(wing: str | None = None) -> dict[str, dict[str, Any]]:
+    """By task (of a wing, None: all), the fields of what it declares as OPTIONS, by name; tasks that declare nothing are left out."""
+    found = {name: getattr(module_of(name), "OPTIONS", None) for name in TASKS if wing in (None, wing_of(name))}
     return {name: {f.name: f for f in fields(options)} for name, options in found.items() if options is not None}
 
 
@@ -46,15 +52,20 @@ def _further() -> set[str]:
     return set(inspect.signature(own_task).parameters) - {"device", "dtype", "quiet"}
 
 
-def chosen_task(name: str | None, given: Iterable[str]) -> str:
-    """The task that is meant: the one named, or the first that takes all options given. Raises LimbeckError where it takes not all."""
-    given, known = list(given), task_options()
-    known["own"] = {**known["own"], **dict.fromkeys(_further())}
+def chosen_task(name: str | None, given: Iterable[str], wing: str = "generators") -> str:
+    """The wing's task that is meant: the one named, or the first that takes all options given.
+
+    Raises LimbeckError where it takes not all of them, and for a task of another wing.
+    """
+    given, known = list(given), task_options(wing)
+    if "own" in known:
+        known["own"] = {**known["own"], **dict.fromkeys(_further())}
     if name is None:
-        fitting = [task for task, options in known.items() if set(given) <= set(options)]
-        return DEFAULT if not given else fitting[0] if fitting else _refused(given, known)
-    if name not in TASKS:
-        raise unknown("task", name, TASKS)
+        fitting = [task for task in TASKS if wing_of(task) == wing and set(given) <= set(known.get(task, {}))]
+        return fitting[0] if fitting else _refused(given, known)
+    if name not in TASKS or wing_of(name) != wing:
+        own = [task for task in TASKS if wing_of(task) == wing]
+        raise unknown("task" if name not in TASKS else f"task for methods of the wing {wing}", name, own)
     if strange := [option for option in given if option not in known.get(name, {})]:
         raise LimbeckError(
             f"the task {name} does not take {_flag(strange[0])}; that is for the task {_takers(strange[0], known)}: choose it with "

@@ -1,25 +1,28 @@
 """What is distilled: a task brings the teacher, the data, the conditions, and how students are judged."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.denoisers import ClassifierFree, Cond, Denoiser
+from limbeck.denoisers import ClassifierFree, Cond, Denoiser, save_student
 from limbeck.errors import LimbeckError
 from limbeck.metrics import bootstrap_floor, frechet_distance
+from limbeck.networks import merged
 from limbeck.noise import karras_grid
 from limbeck.samplers import heun
+from limbeck.tasks.contract import Figures, Picture, student_of
 from limbeck.training import Keyed, TensorSource
 from limbeck.training.failure import NotFinite
 
 Sampler = Callable[..., Tensor]  # (z standard normal (B, ...), cond, fresh noise of step i) -> x
-Figures = dict[str, float]
 Reward = Callable[[Tensor, Cond | None], Tensor]  # samples (B, ...) and their conditions -> (B,), higher is better
+PICTURED = 10  # columns of the sample grids
 EVALUATION_SEED = 2**31 - 1  # evaluation noise is its own stream, the same for every model
 
 
@@ -157,6 +160,41 @@ class Task:
     """The nodes of the teacher's sampler by their number, in the process's own time (None: Karras levels within ``sigmas``)."""
     teacher_guidance: float = 1.0
     """w of the teacher where it samples; not 1, every node is two network calls."""
+
+    best: str = "frechet"
+
+    def watched(self, method: Any) -> Figures:
+        """Frechet distance and accuracy of the student, what is known of them."""
+        figures = self.evaluator(method.sampler(), len(method.times))
+        return {name: figures[name] for name in ("frechet", "accuracy") if figures[name] == figures[name]}
+
+    def judged(self, method: Any) -> dict[str, Any]:
+        """Teacher, teacher with the student's number of calls, student, and what a perfect model would get."""
+        nfe = len(method.times)
+        return {
+            "teacher": self.judged_teacher(self.teacher_nodes),
+            "teacher_at_student_nfe": self.judged_teacher((nfe + 1) // 2),  # Heun with n nodes costs 2 n - 1 calls
+            "student": self.evaluator(method.sampler(), nfe),
+            "noise_floor": self.evaluator.noise_floor(),
+        }
+
+    def album(self, method: Any) -> dict[str, Picture]:
+        """Real images, and those of the teacher, of the teacher with as few calls as the student, and of the student."""
+        samplers: dict[str, tuple[str, Sampler | None]] = {
+            "real": ("Real", None),
+            "teacher": ("Teacher", self.teacher_sampler(self.teacher_nodes)),
+            "teacher_at_student_nfe": ("Teacher, as few calls", self.teacher_sampler((len(method.times) + 1) // 2)),
+            "student": ("Student", method.sampler()),
+        }
+        return {n: Picture(self.pictures(PICTURED, s), PICTURED, title) for n, (title, s) in samplers.items()}
+
+    def leave(self, folder: Path, method: Any, about: Mapping[str, Any]) -> None:
+        """student.safetensors and student.json."""
+        save_student(folder / "student", merged(student_of(method)), {**about, "times": method.times.tolist()})
+
+    def exports(self) -> Mapping[str, Callable[[Any, Path], None]]:
+        """None of its own: denoisers go to pipelines and programs (:mod:`limbeck.runs.exporting`)."""
+        return {}
 
     def judged_teacher(self, nodes: int) -> Figures:
         """The teacher's figures under Heun's method with ``nodes`` noise levels."""

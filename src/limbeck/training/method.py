@@ -215,6 +215,8 @@ class Method:
     roles: dict[str, Role]
     draws: int = 1
     """How many batches of data one iteration uses (:meth:`Batch.draw`)."""
+    batch: int = 1
+    """Rows of an iteration where its options leave that open (None)."""
     whole: str | None = None
     """Why its weights cannot be split over processes (None: they can)."""
     writes: bool = True
@@ -228,6 +230,10 @@ class Method:
     def step(self, batch: Batch) -> Step:
         """One iteration, yielding updates and totals."""
         raise NotImplementedError
+
+    def source(self, given: Any = None) -> Any:
+        """What the loop feeds it: the task's data as they are, or rows that the method makes of them (the edges of a graph)."""
+        return given
 
     def sampler(self, ema: bool = True) -> Callable[[Tensor, Cond | None, Callable[[int], Tensor]], Tensor]:
         """The student as a function (z standard normal (B, ...), cond, fresh noise of step i) -> x."""

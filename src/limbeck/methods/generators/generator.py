@@ -146,6 +146,11 @@ class Generator(Method):
             )
         self.rollout = Rollout(self.process, tuple(self.times.tolist()), renoise, start=begin)
 
+    @classmethod
+    def on(cls, task: Task, options: Any, seed: int) -> "Generator":
+        """The method on a task (:func:`make_method`)."""
+        return make_method(cls, options, task, seed)
+
     @property
     def sigmas(self) -> tuple[float, ...]:
         """The noise levels s / a of the student's steps."""
