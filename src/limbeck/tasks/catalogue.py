@@ -16,8 +16,12 @@ TASKS = {
     "ring": "limbeck.tasks.ring:ring",
     "own": "limbeck.tasks.own:own_task_from_options",
     "diffusers": "limbeck.tasks.diffusers:diffusers_task_from_options",
+    "texts": "limbeck.tasks.texts:texts",
 }
-WINGS: dict[str, tuple[str, ...]] = {"generators": tuple(TASKS)}
+WINGS: dict[str, tuple[str, ...]] = {
+    "generators": ("digits", "photos", "prompts", "ring", "own", "diffusers"),
+    "sequences": ("texts",),
+}
 """The tasks of each wing of methods that has any; the first is meant where none is named."""
 
 

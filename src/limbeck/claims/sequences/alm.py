@@ -17,7 +17,6 @@ from torch import nn
 from limbeck.claims.claim import Check, Claim, Figures, at_least, at_most, medians
 from limbeck.claims.sequences.texts import (
     Recurrent,
-    bits_per_byte,
     byte_level_bpe,
     chunk_gaps,
     documents,
@@ -26,6 +25,7 @@ from limbeck.claims.sequences.texts import (
 from limbeck.interop.tokenizers import ByteForm, Texts, carried, sources
 from limbeck.methods.sequences.alm import ALM, ALMOptions
 from limbeck.tasks.tensor_cache import cached_tensors
+from limbeck.tasks.texts import bits_per_byte
 from limbeck.training import Loop, LoopOptions, OptimizerOptions
 
 WIDTH, TEACHER_STEPS, STEPS, BATCH, SHARE = 128, 1200, 60, 16, 20
@@ -109,10 +109,11 @@ def measure(seed: int) -> Figures:
     texts, held_out = documents()
     few, held_out = texts[seed % SHARE :: SHARE], held_out[:HELD_OUT]
     source, judged = rows(few, *forms), rows(held_out, *forms)
-    figures: Figures = {"teacher bits": bits_per_byte(teacher, judged, "teacher", held_out)}
+    size = sum(len(text.encode()) for text in held_out)
+    figures: Figures = {"teacher bits": bits_per_byte(teacher, judged, "teacher", size)}
 
     def judge_student(arm: str, student: nn.Module) -> None:
-        figures[f"{arm} bits"] = bits_per_byte(student, judged, "student", held_out)
+        figures[f"{arm} bits"] = bits_per_byte(student, judged, "student", size)
         figures[f"{arm} gap"], figures[f"{arm} outcome gap"] = chunk_gaps(ALM(teacher, student, forms), judged)
 
     start = carried_student(teacher, seed)

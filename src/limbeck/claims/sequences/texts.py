@@ -1,6 +1,5 @@
 """What the claim on texts needs: Python's own sources as a corpus, byte-level BPEs, a small recurrent model, and its figures."""
 
-import math
 import sysconfig
 from collections.abc import Sequence
 from functools import lru_cache
@@ -11,8 +10,8 @@ from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError
 from limbeck.interop.tokenizers import ByteForm, Special, Texts, byte_form, paired
-from limbeck.losses.chunks import next_log_probs
 from limbeck.methods.sequences.alm import ALM
+from limbeck.tasks.texts import pieces
 
 # modules of the standard library that are one file in every version from 3.11 on
 MODULES = (
@@ -25,7 +24,7 @@ MODULES = (
 )  # fmt: skip
 HELD_OUT = ("difflib", "mimetypes", "shutil", "statistics", "textwrap", "uuid")
 MOST = 24_000  # bytes taken of a module
-BYTES = 180  # of a document, at least; lines stay whole
+BYTES = 240  # of a document, at most, and more than half of that; lines stay whole
 
 
 @lru_cache(maxsize=1)
@@ -39,19 +38,9 @@ def documents() -> tuple[list[str], list[str]]:
             raise LimbeckError(
                 f"{file} is missing: this claim reads the standard library's sources; run it on a Python that has them"
             )
-        found[name in HELD_OUT].extend(pieces(file.read_text(encoding="utf-8")[:MOST]))
+        text = file.read_text(encoding="utf-8")[:MOST]
+        found[name in HELD_OUT].extend(p for p in pieces(text, BYTES) if len(p) > BYTES // 2)
     return found
-
-
-def pieces(text: str) -> list[str]:
-    """A text in pieces of whole lines, of at least ``BYTES`` each; the rest, and pieces half as long again, are left out."""
-    found, some = [], ""
-    for line in text.splitlines(keepends=True):
-        some += line
-        if len(some) >= BYTES:
-            found.append(some)
-            some = ""
-    return [piece for piece in found if len(piece) < 1.5 * BYTES]
 
 
 def byte_level_bpe(size: int, texts: Sequence[str]) -> ByteForm:
@@ -83,18 +72,6 @@ class Recurrent(nn.Module):
 def rows(texts: Sequence[str], teacher: ByteForm, student: ByteForm) -> Texts:
     """The texts in both vocabularies, each behind a start."""
     return paired([[Special("bos"), text] for text in texts], teacher, student)
-
-
-@torch.no_grad()
-def bits_per_byte(model: nn.Module, source: Texts, name: str, texts: Sequence[str]) -> float:
-    """What a model needs for the texts of a source, of which it is the teacher or the student."""
-    nats = 0.0
-    for rows in torch.arange(source.size).split(64):
-        _, cond = source.fetch(rows)
-        assert cond is not None
-        log_p = next_log_probs(model(cond[f"{name}_ids"]), cond[f"{name}_ids"])
-        nats -= float(log_p[torch.arange(log_p.shape[1]) < cond[f"{name}_length"][:, None]].double().sum())
-    return nats / math.log(2) / sum(len(text.encode()) for text in texts)
 
 
 def chunk_gaps(method: ALM, source: Texts) -> tuple[float, float]:

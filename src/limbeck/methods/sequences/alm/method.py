@@ -86,6 +86,11 @@ class ALM(Method):
             self.last = last_layer(student)
             self.whole = "the gradients of its last layer are compared"
 
+    @classmethod
+    def on(cls, task: Any, options: ALMOptions, seed: int) -> "ALM":
+        """On the task texts."""
+        return cls(task.teacher, task.new_student(), task.vocabularies, options)
+
     def step(self, batch: Batch) -> Step:
         cond, o = batch.cond, self.options
         if cond is None or "student_chunks" not in cond:
