@@ -343,19 +343,31 @@ def test_options_that_make_no_sense(given, message):
     ("run", "message"),
     [
         (lambda: ALM(None, Reader(300, 0), BOTH, options(sft=1.0)), "the losses alm, sft need a teacher"),
-        (lambda: make(student=Reader(len(PARTS) - 1, 0)), "the student's embedding has 262 rows and its tokenizer parts 263 tokens"),
+        (
+            lambda: make(student=Reader(len(PARTS) - 1, 0)),
+            "the student's embedding has 262 rows and its tokenizer parts 263 tokens",
+        ),
         (lambda: make(teacher=Reader(5, 0)), "the teacher's embedding has 5 rows and its tokenizer words 265 tokens"),
         (lambda: loop(make(), TensorSource(torch.zeros(9, 2))).iterate(), "ALM learns from texts in two vocabularies"),
         (lambda: loop(make(latents=1.0)).iterate(), "latents compares hidden states"),
         (
-            lambda: loop(make(latents=1.0, teacher=Reader(len(WORDS), 1, states=True), student=Reader(len(PARTS), 2, 5, states=True))).iterate(),
+            lambda: loop(
+                make(
+                    latents=1.0,
+                    teacher=Reader(len(WORDS), 1, states=True),
+                    student=Reader(len(PARTS), 2, 5, states=True),
+                )
+            ).iterate(),
             r"hidden states of \(5, 6\) numbers, .* projector=nn.Linear\(5, 6\)",
         ),
-        (lambda: loop(make(student=nn.Sequential(nn.Embedding(999, 4), nn.Linear(4, 9)).double())).iterate(), r"the student must give logits \(6, \d+, 263\)"),
+        (
+            lambda: loop(make(student=nn.Sequential(nn.Embedding(999, 4), nn.Linear(4, 9)).double())).iterate(),
+            r"the student must give logits \(6, \d+, 263\)",
+        ),
         (lambda: transplant(nn.Linear(2, 2), *BOTH), "a Linear has no get_input_embeddings; carry each matrix over"),
         (lambda: transplant(llama(100), *BOTH), "the model has 100 embeddings and words 265 tokens"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_trained(run, message):
     with pytest.raises(LimbeckError, match=message):
         run()
