@@ -85,8 +85,8 @@ def test_the_command_line_moves_a_model_to_bytes(place, tmp_path, capsys, monkey
 def test_from_python_a_stopped_run_goes_on_bit_for_bit(place, tmp_path, monkeypatch):
     from transformers import AutoTokenizer
 
-    given = {"method": "alm", "teacher": str(place / "teacher"), "student": str(place / "student"), "data": place / "lines.txt",
-             "task_options": {"tokens": 40, "held_out": 4}, "batch": 4, "iterations": 4, "track": ("none",), "quiet": True}  # fmt: skip
+    given = {"method": "alm", "teacher": str(place / "teacher"), "student_model": str(place / "student"), "data": place / "lines.txt",
+             "task_options": {"tokens": 40, "judged_every": 4}, "batch": 4, "iterations": 4, "track": ("none",), "quiet": True}  # fmt: skip
     whole = limbeck.distill(**given, out=tmp_path / "whole")
     step = ALM.step
 
@@ -106,7 +106,7 @@ def test_from_python_a_stopped_run_goes_on_bit_for_bit(place, tmp_path, monkeypa
 
 
 def test_the_task_and_its_figures(place):
-    task = texts(place / "teacher", place / "texts.jsonl", tokenizer=place / "tokenizer", held_out=4)
+    task = texts(place / "teacher", place / "texts.jsonl", tokenizer=place / "tokenizer", judged_every=4)
     assert isinstance(task, AnyTask) and task.source.size == 36 and task.judged_source.size == 12
     lines = LINES.splitlines()[::4]
     assert task.judged_bytes == sum(map(len, lines))
@@ -136,8 +136,8 @@ def test_what_cannot_be_used(place, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text("{}")
     for arguments, message in (
-        ((None, data), "needs --teacher FOLDER, --data TEXTS, and one of --student"),
-        ((teacher, data, place / "student", "bytes"), "one of --student FOLDER and --tokenizer"),
+        ((None, data), "needs --teacher FOLDER, --data TEXTS, and one of --student-model"),
+        ((teacher, data, place / "student", "bytes"), "one of --student-model FOLDER and --tokenizer"),
         ((tmp_path, data, None, "bytes"), "is no folder with a config.json"),
         ((teacher, data, None, tmp_path), "is no folder with a tokenizer.json"),
         ((tmp_path / "empty", data, None, "bytes"), "holds no causal language model"),
@@ -147,7 +147,7 @@ def test_what_cannot_be_used(place, tmp_path):
     ):
         with pytest.raises(LimbeckError, match=message):
             texts(*arguments)
-    with pytest.raises(LimbeckError, match="tokens=1 and held_out=10 must be at least 2"):
+    with pytest.raises(LimbeckError, match="tokens=1 and judged_every=10 must be at least 2"):
         texts(teacher, data, tokenizer="bytes", tokens=1)
     with pytest.raises(LimbeckError, match="lsd has no task to distil"):
         limbeck.distill(method="lsd", out=tmp_path / "run")

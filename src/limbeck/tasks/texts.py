@@ -33,7 +33,7 @@ class TextsOptions:
 
     teacher: str | None = None
     """The folder of a causal language model of transformers with its fast tokenizer."""
-    student: str | None = None
+    student_model: str | None = None
     """The folder of the student's model and tokenizer (default: the teacher, with --tokenizer)."""
     tokenizer: str | None = None
     """The folder of the student's tokenizer, or bytes."""
@@ -41,7 +41,7 @@ class TextsOptions:
     """FILE.txt, FILE.jsonl ({"text": ...} in each line), or a folder of them."""
     tokens: int | None = None
     """The longest document, in tokens of either side (default: 512)."""
-    held_out: int | None = None
+    judged_every: int | None = None
     """Every so many-th document is judged, not learned from (default: 10)."""
 
 
@@ -113,35 +113,38 @@ class TextsTask:
 def texts(
     teacher: str | Path | None = None,
     data: str | Path | None = None,
-    student: str | Path | None = None,
+    student_model: str | Path | None = None,
     tokenizer: str | Path | None = None,
     *,
     tokens: int = 512,
-    held_out: int = 10,
+    judged_every: int = 10,
     device: str = "cpu",
     dtype: str = "float32",
     quiet: bool = False,
 ) -> TextsTask:
     """The task. Raises LimbeckError for folders and texts that cannot be used, and tokenizers that cannot be aligned."""
-    if teacher is None or data is None or (student is None) == (tokenizer is None):
+    if teacher is None or data is None or (student_model is None) == (tokenizer is None):
         raise LimbeckError(
-            "the task texts needs --teacher FOLDER, --data TEXTS, and one of --student FOLDER and --tokenizer FOLDER (or bytes)"
+            "the task texts needs --teacher FOLDER, --data TEXTS, and one of --student-model FOLDER and --tokenizer FOLDER (or bytes)"
         )
-    if tokens < 2 or held_out < 2:
-        raise LimbeckError(f"tokens={tokens} and held_out={held_out} must be at least 2")
+    if tokens < 2 or judged_every < 2:
+        raise LimbeckError(f"tokens={tokens} and judged_every={judged_every} must be at least 2")
     place = {"device": device, "dtype": getattr(torch, dtype)}
     model, first = load_model(teacher, **place), load_tokenizer(teacher)
-    forms = byte_form(first), byte_tokenizer() if tokenizer == "bytes" else byte_form(load_tokenizer(student or tokenizer))
-    own = None if tokenizer == "bytes" else load_tokenizer(student or tokenizer)
-    learner = load_model(student, **place) if student is not None else transplant(model, *forms)
+    forms = (
+        byte_form(first),
+        byte_tokenizer() if tokenizer == "bytes" else byte_form(load_tokenizer(student_model or tokenizer)),
+    )
+    own = None if tokenizer == "bytes" else load_tokenizer(student_model or tokenizer)
+    learner = load_model(student_model, **place) if student_model is not None else transplant(model, *forms)
     documents = [*read_documents(Path(data), 3 * tokens)]
-    if len(documents) < 2 * held_out:
+    if len(documents) < 2 * judged_every:
         raise LimbeckError(
-            f"{data} has {len(documents)} documents, of which every {held_out}th is held out; give at least {2 * held_out}, or a "
-            "smaller --held-out"
+            f"{data} has {len(documents)} documents, of which every {judged_every}th is held out; give at least {2 * judged_every}, or a "
+            "smaller --judged-every"
         )
-    judged = documents[::held_out][:JUDGED]
-    learned = [text for i, text in enumerate(documents) if i % held_out]
+    judged = documents[::judged_every][:JUDGED]
+    learned = [text for i, text in enumerate(documents) if i % judged_every]
     most = (tokens, tokens)
     return TextsTask(
         model,

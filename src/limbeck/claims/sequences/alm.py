@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from limbeck.claims.claim import Check, Claim, Figures, at_least, at_most, medians
+from limbeck.claims.claim import Check, Claim, Figures
 from limbeck.claims.sequences.texts import (
     Recurrent,
     byte_level_bpe,
