@@ -1,5 +1,6 @@
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from math import exp, sin
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,20 @@ SUMMARY: dict[str, Any] = {
     "versions": {"limbeck": "0.1.0", "torch": "2.13.0", "python": "3.11.7"},
     "command": "limbeck distill dmd --task digits --seed 0",
 }
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One chromium for all tests that need one (devtools.py)."""
+    if shutil.which("chromium") is None:
+        pytest.skip("needs chromium")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent)
+        from devtools import Browser
+
+        opened = Browser(tmp_path_factory.mktemp("browser"))
+        yield opened
+        opened.close()
 
 
 def samples(kind: str) -> Tensor:

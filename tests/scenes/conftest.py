@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from limbeck.scenes import Splats, orbit
+from limbeck.scenes import Mesh, Splats, orbit
 from limbeck.scenes.splats import rotations
 
 
@@ -60,6 +60,35 @@ def _cloud(N=60, seed=0, degree=0, size=0.12, spread=0.8, dtype=torch.float64):
 def _three_cameras(size=24, dtype=torch.float64, **options):
     azimuth = torch.tensor([10.0, 130.0, -100.0], dtype=dtype)
     return orbit(azimuth, 15.0, 2.0, 50.0, width=size + 5, height=size, **options)
+
+
+def _box_mesh(half=(1.0, 1.0, 1.0), centre=(0.0, 0.0, 0.0)):
+    """Twelve triangles, counterclockwise from outside; vertex 4 i + 2 j + k is at the end i, j, k along x, y, z."""
+    vertices = torch.cartesian_prod(*3 * [torch.tensor([-1.0, 1.0], dtype=torch.float64)])
+    quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
+    faces = torch.tensor([face for a, b, c, d in quads for face in ((a, b, c), (a, c, d))])
+    return Mesh(vertices * torch.tensor(half).double() + torch.tensor(centre).double(), faces)
+
+
+def _torus_mesh(n, R=0.6, r=0.25):
+    """n x n quadrangles around z, each of two triangles; its vertices lie on the torus."""
+    turn = 2 * torch.pi * torch.arange(n, dtype=torch.float64) / n
+    u, v = torch.meshgrid(turn, turn, indexing="ij")
+    ring = R + r * v.cos()
+    vertices = torch.stack([ring * u.cos(), ring * u.sin(), r * v.sin()], -1).reshape(-1, 3)
+    i, j = torch.meshgrid(torch.arange(n), torch.arange(n), indexing="ij")
+    a, b, c, d = (((i + x) % n * n + (j + y) % n).reshape(-1) for x, y in ((0, 0), (1, 0), (1, 1), (0, 1)))
+    return Mesh(vertices, torch.cat([torch.stack([a, b, c], 1), torch.stack([a, c, d], 1)]))
+
+
+@pytest.fixture(scope="session")
+def box_mesh():
+    return _box_mesh
+
+
+@pytest.fixture(scope="session")
+def torus_mesh():
+    return _torus_mesh
 
 
 @pytest.fixture(scope="session")

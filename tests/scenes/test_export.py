@@ -5,6 +5,7 @@ import math
 import struct
 
 import numpy as np
+import plyfile
 import pytest
 import torch
 from PIL import Image
@@ -54,6 +55,22 @@ def test_the_bytes_of_a_splat_by_hand(tmp_path):
     ]
     rest = [21, 22, 23, 31, 32, 33, 41, 42, 43]
     assert struct.unpack("<26f", body) == (1, 2, 3, 0, 0, 0, 20, 30, 40, *rest, 11, 4, 5, 6, 7, 8, 9, 10)
+
+
+@pytest.mark.parametrize("degree", [0, 2])
+def test_another_library_reads_and_writes_the_same_splats(degree, tmp_path, cloud):
+    splats = cloud(17, degree=degree, dtype=torch.float32)
+    save_splats(tmp_path / "ours.ply", splats)
+    table = plyfile.PlyData.read(tmp_path / "ours.ply")["vertex"].data
+    assert set(table.dtype.descr) == {(name, "<f4") for name in table.dtype.names} and len(table) == 17
+    columns = {"x": splats.means[:, 0], "nz": torch.zeros(17), "opacity": splats.logits, "rot_0": splats.quaternions[:, 0]}
+    columns |= {"scale_2": splats.log_scales[:, 2], "f_dc_1": splats.sh0[:, 0, 1]}
+    more = (degree + 1) ** 2 - 1
+    columns |= {f"f_rest_{c * more + k}": splats.shN[:, k, c] for c in range(3) for k in range(more)}  # channel by channel
+    for name, column in columns.items():
+        np.testing.assert_array_equal(table[name], column.numpy())
+    plyfile.PlyData([plyfile.PlyElement.describe(table, "vertex")], byte_order="<").write(tmp_path / "theirs.ply")
+    assert all(torch.equal(x, y) for x, y in zip(load_splats(tmp_path / "theirs.ply"), splats, strict=True))
 
 
 def write(path, names, rows, format="binary_little_endian 1.0", types=None, after=b""):

@@ -1,4 +1,4 @@
-"""Splats fitted to pictures of the analytic head, with densification: views that they were not fitted to come out right."""
+"""Splats and voxels fitted to pictures of the analytic head: views that they were not fitted to come out right."""
 
 import pytest
 import torch
@@ -7,6 +7,8 @@ from limbeck.scenes import (
     Head,
     ScreenGradients,
     Splats,
+    VolumeScene,
+    VoxelGrid,
     apply_edit,
     ball,
     densify,
@@ -53,3 +55,20 @@ def test_a_head_from_24_views():
             sums = ScreenGradients.zeros(Splats(**parameters))
     last = psnr(Splats(**parameters), held_out, images[1::2])
     assert first < 12 and last > 22
+
+
+@pytest.mark.slow
+def test_voxels_from_24_views_in_parallel_rays():
+    g = torch.Generator().manual_seed(0)
+    cameras = turntable(48, width=16, height=16)
+    images = render_head(Head(), cameras, extent=1.6).image
+    scene = VolumeScene(VoxelGrid(18, start=0.1 * torch.randn(1, 4, 18, 18, 18, generator=g)), 18, extent=1.6)
+    optimizer = torch.optim.Adam(scene.parameters(), lr=0.05)
+    for _ in range(400):
+        views = 2 * torch.randperm(24, generator=g)[:6]
+        optimizer.zero_grad()
+        (scene(cameras[views], 1.0, torch.rand(6, 16, 16, 18, generator=g)).image - images[views]).square().mean().backward()
+        optimizer.step()
+    with torch.no_grad():
+        mse = (scene(cameras[1::2], 1.0).rgb - (images[1::2] + 1) / 2).square().mean()
+    assert float(-10 * mse.log10()) > 27  # 30 is seen

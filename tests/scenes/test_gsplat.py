@@ -100,7 +100,7 @@ def test_choosing_gsplat(cloud, three_cameras, monkeypatch):
     auto = render(cloud(3), three_cameras())
     assert torch.equal(auto.rgb, render(cloud(3), three_cameras(), backend="torch").rgb)
     monkeypatch.setattr("limbeck.scenes.splatting.find_spec", lambda name: None)
-    with pytest.raises(LimbeckError, match=r"backend=\"gsplat\" needs gsplat: pip install 'limbeck\[scenes\]'"):
+    with pytest.raises(LimbeckError, match=r"backend=\"gsplat\" needs gsplat: pip install 'limbeck\[gsplat\]'"):
         render(cloud(3), three_cameras(), backend="gsplat")
     monkeypatch.setattr("limbeck.scenes.splatting.find_spec", lambda name: object())
     with pytest.raises(LimbeckError, match="gsplat works on CUDA alone, but the splats are on cpu"):

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from limbeck.errors import LimbeckError
 from limbeck.report import words
 from limbeck.report.curves import NOT_DRAWN, Chart, chart, is_main, order, positions
-from limbeck.report.pictures import Picture, picture
+from limbeck.report.pictures import Picture, animation, picture
 from limbeck.report.record import PICTURES, Figures, Record, Table, labels, read_record
+from limbeck.report.viewer import Viewer, read_viewpoint, script, source_hash, viewer
+from limbeck.scenes import load_splats
 from limbeck.training.durable import put_in_place
 from limbeck.version import __version__
 
@@ -32,6 +34,7 @@ def write_report(folder: Path | str) -> Path:
     references["accuracy"] = {"teacher": _of(run.teacher, "accuracy")}
     charts = {name: chart(name, {run.method: curve}, references.get(name)) for name, curve in run.curves.items()}
     rows = _rows(run)
+    still = picture(run.turntable) if run.turntable else None
     return _write(
         run.folder / "report.html",
         "run.html",
@@ -41,6 +44,10 @@ def write_report(folder: Path | str) -> Path:
         spots=positions([figures.frechet for _, _, figures in rows]),
         main=_shown(charts, main=True),
         more=_shown(charts, main=False),
+        viewer=_viewer(run, still),
+        turntable=run.turntable and animation(run.turntable),
+        still=still,
+        script=script() if run.scene else "",
     )
 
 
@@ -95,7 +102,7 @@ def write_claims(results: Sequence[Mapping[str, Any]], path: Path | str) -> Path
 
 def _write(path: Path, template: str, **content: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    put_in_place(path, _templates().get_template(template).render(limbeck=__version__, **content))
+    put_in_place(path, _templates().get_template(template).render(limbeck=__version__, **{"script": "", **content}))
     return path
 
 
@@ -106,6 +113,7 @@ def _templates() -> "Environment":
     loader = PackageLoader("limbeck.report")
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     pages.globals |= {name: getattr(words, name) for name in words.__all__}
+    pages.filters["source_hash"] = source_hash
     return pages
 
 
@@ -139,6 +147,12 @@ def _pictures(run: Record, names: Sequence[str]) -> list[tuple[str, str, Picture
             beside = [note, _distance(figures)]
             shown.append((title, " · ".join(part for part in beside if part), picture(run.pictures[name])))
     return shown
+
+
+def _viewer(run: Record, still: Picture | None) -> Viewer | None:
+    if run.scene is None:
+        return None
+    return viewer(load_splats(run.scene), read_viewpoint(run.scene.with_suffix(".json")), still)
 
 
 def _students(names: Sequence[str], runs: Sequence[Record]) -> Table | None:

@@ -4,11 +4,16 @@ import base64
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from limbeck.errors import LimbeckError
 from limbeck.report.grids import enlargement
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 DRAWN = 640  # pixels that a grid is enlarged to: twice its width on the page
+TURNED = 256  # that of an animation
 MOST = 1200  # wider grids are reduced to this and stored as JPEG
 
 
@@ -25,18 +30,14 @@ class Picture:
 
 
 def picture(path: Path) -> Picture:
-    """The grid at ``path``, ready for a page.
+    """The grid at ``path``, or the first frame of an animation, ready for a page.
 
     Raises:
         LimbeckError: the file is no picture.
     """
     from PIL import Image
 
-    try:
-        with Image.open(path) as file:
-            image = file.copy()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise LimbeckError(f"{path} cannot be read as a picture ({error}): remove it or make it again") from None
+    image = _read(path)
     factor = enlargement(image.width, DRAWN)
     buffer = BytesIO()
     if image.width > MOST:
@@ -47,5 +48,32 @@ def picture(path: Path) -> Picture:
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
         image.save(buffer, format="PNG", optimize=True)
         kind = "png"
-    uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return Picture(uri, image.width, image.height)
+    return Picture(_uri(kind, buffer.getvalue()), image.width, image.height)
+
+
+def animation(path: Path) -> Picture:
+    """The GIF at ``path`` as it is, shown at a whole multiple of its size, about TURNED pixels wide.
+
+    Raises:
+        LimbeckError: the file is no picture, or another kind.
+    """
+    image = _read(path)
+    if image.format != "GIF":
+        raise LimbeckError(f"{path} is a {image.format}, not an animation: save frames with limbeck.scenes.save_gif")
+    factor = enlargement(image.width, TURNED)
+    return Picture(_uri("gif", path.read_bytes()), image.width * factor, image.height * factor)
+
+
+def _read(path: Path) -> "Image.Image":
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            file.load()
+            return file
+    except (OSError, SyntaxError, ValueError) as error:
+        raise LimbeckError(f"{path} cannot be read as a picture ({error}): remove it or make it again") from None
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

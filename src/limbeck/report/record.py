@@ -68,11 +68,16 @@ class Record:
     notes: list[str] = field(default_factory=list)
     titles: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Title of each picture and what stands beside it."""
+    turntable: Path | None = None
+    """A GIF of the object seen from around."""
+    scene: Path | None = None
+    """The object's Gaussian splats."""
 
 
 def read_record(folder: Path | str) -> Record:
     """A run from ``config.yaml``, ``summary.json``, ``metrics.jsonl``, ``samples/*.png`` and ``samples/columns.json`` (a
-    list of names); one of the first two is enough.
+    list of names), ``samples/turntable.gif``, and ``scene.ply`` with ``scene.json`` (:func:`limbeck.scenes.save_scene`); one of the
+    first two is enough.
 
     Raises:
         LimbeckError: no run there, or a damaged file.
@@ -120,6 +125,8 @@ def read_record(folder: Path | str) -> Record:
         headline=str(about.get("headline") or ""),
         notes=[str(note) for note in _typed(about, "notes", list, where)],
         titles=titles,
+        turntable=_present(folder / "samples" / "turntable.gif"),
+        scene=_present(folder / "scene.ply"),
     )
 
 
@@ -156,6 +163,10 @@ def _read(path: Path) -> tuple[str, Any]:
         return read_plain(path)
     except FileNotFoundError:
         return "", None
+
+
+def _present(path: Path) -> Path | None:
+    return path if path.exists() else None
 
 
 def _mapping(content: Any, path: Path) -> dict[str, Any]:

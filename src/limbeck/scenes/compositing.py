@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from limbeck.errors import LimbeckError
+
 LEAST = 1 / 255
 MOST = 0.99
 BLOCK = 2**17  # pairs worked on at once, about 250 bytes each: what fits a cache is nearly twice as fast
@@ -68,6 +70,21 @@ def composite(plane: Plane, width: int, height: int, max_pairs: int = MAX_PAIRS)
     return image.reshape(F + 1, B, height, width).transpose(0, 1), seen.reshape(B, N)
 
 
+def over(rgb: Tensor, opacity: Tensor, background: Tensor | float) -> Tensor:
+    """rgb (B, 3, H, W), already weighted, over what the opacity (B, 1, H, W) lets through.
+
+    ``background``: a number, (3,), (B, 3) or (B, 3, H, W); raises LimbeckError for another shape.
+    """
+    B, _, H, W = rgb.shape
+    behind = torch.as_tensor(background, dtype=rgb.dtype, device=rgb.device)
+    if behind.shape not in ((), (3,), (B, 3), (B, 3, H, W)):
+        raise LimbeckError(
+            f"a background of shape {tuple(behind.shape)}: give a number, (3,), ({B}, 3) or ({B}, 3, {H}, {W}) for these cameras"
+        )
+    behind = behind if behind.ndim in (0, 4) else behind[..., None, None]
+    return rgb + (1 - opacity) * behind
+
+
 def _rows(plane: Plane, width: int, height: int) -> _Rows:
     N = plane.visible.shape[1]
     which = plane.visible.reshape(-1).nonzero()[:, 0]
@@ -77,28 +94,28 @@ def _rows(plane: Plane, width: int, height: int) -> _Rows:
     table = torch.stack([x, y, peak, xy / yy, 1 / (2 * yy), 1 / (2 * (xx - xy * xy / yy)).sqrt()])
     with torch.no_grad():
         reach = (2 * (peak - math.log(LEAST)) * yy).clamp(min=0).sqrt()
-        top, lines = _pixels(y, reach, height)
+        top, lines = interval(y, reach, height)
         row = torch.repeat_interleave(lines)
-        line = top[row] + _within(lines, row)
+        line = top[row] + within(lines, row)
     x, y, peak, slope, fall, a = table.index_select(1, row)
     dy = line + 0.5 - y
     p, c = peak - fall * dy * dy, x + slope * dy
     with torch.no_grad():
-        first, count = _pixels(c, (p - math.log(LEAST)).clamp(min=0).sqrt() / a, width)
+        first, count = interval(c, (p - math.log(LEAST)).clamp(min=0).sqrt() / a, width)
         used = (count > 0).nonzero()[:, 0]
         gaussian = which[row[used]]
         image_row = torch.div(gaussian, N, rounding_mode="floor") * height + line[used]
     return _Rows(torch.stack([p, c, a])[:, used], gaussian, image_row, first[used], count[used])
 
 
-def _pixels(centre: Tensor, reach: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def interval(centre: Tensor, reach: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """(first, count) of the pixels of 0..size - 1 whose centres lie within ``reach``."""
     first = (centre - reach - 0.5).ceil().clamp(0, size)
     last = (centre + reach - 0.5).floor().clamp(-1, size - 1)
     return first.long(), (last - first + 1).clamp(min=0).long()
 
 
-def _within(count: Tensor, owner: Tensor) -> Tensor:
+def within(count: Tensor, owner: Tensor) -> Tensor:
     """0, 1, .. count_i - 1 for each i in a row, (sum of count,); ``owner`` says which i each belongs to."""
     return torch.arange(len(owner), device=count.device) - (count.cumsum(0) - count)[owner]
 
@@ -138,7 +155,7 @@ class _Pairs(NamedTuple):
 
 def _pairs(curve: Tensor, gaussian: Tensor, first: Tensor, length: Tensor, width: int, pixels: int) -> _Pairs:
     row = torch.repeat_interleave(length)
-    pixel, order = (first[row] + _within(length, row)).int().sort(stable=True)
+    pixel, order = (first[row] + within(length, row)).int().sort(stable=True)
     row = row[order]
     p, c, a = (x.index_select(0, row) for x in curve)
     dx = pixel % width + 0.5 - c

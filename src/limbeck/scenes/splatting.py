@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from limbeck.errors import LimbeckError, unknown
 from limbeck.scenes.cameras import Cameras
-from limbeck.scenes.compositing import LEAST, MAX_PAIRS, Plane, composite
+from limbeck.scenes.compositing import LEAST, MAX_PAIRS, Plane, composite, over
 from limbeck.scenes.splats import Splats, check_splats, colours, covariance_roots
 
 BACKENDS = ("auto", "torch", "gsplat")
@@ -124,14 +124,7 @@ def project(
 def _rendered(
     rgb: Tensor, opacity: Tensor, depth: Tensor, means: Tensor, visible: Tensor, background: Tensor | float
 ) -> Rendered:
-    B, _, H, W = rgb.shape
-    behind = torch.as_tensor(background, dtype=rgb.dtype, device=rgb.device)
-    if behind.shape not in ((), (3,), (B, 3), (B, 3, H, W)):
-        raise LimbeckError(
-            f"a background of shape {tuple(behind.shape)}: give a number, (3,), ({B}, 3) or ({B}, 3, {H}, {W}) for these cameras"
-        )
-    behind = behind if behind.ndim in (0, 4) else behind[..., None, None]
-    return Rendered(rgb + (1 - opacity) * behind, opacity, depth, means, visible)
+    return Rendered(over(rgb, opacity, background), opacity, depth, means, visible)
 
 
 def _chosen(backend: str, splats: Splats) -> str:
