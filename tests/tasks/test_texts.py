@@ -120,6 +120,13 @@ def test_the_task_and_its_figures(place):
     assert task.new_student() is not task.student and task.student.get_input_embeddings().num_embeddings == 265
 
 
+def test_what_is_judged_is_never_cut(place):
+    task = texts(place / "teacher", place / "lines.txt", tokenizer="bytes", tokens=24, judged_every=2)
+    lengths = task.judged_source.cond["student_length"]
+    assert int(lengths.max()) <= 24 and task.judged_bytes == int(lengths.sum()) - 2 * task.judged_source.size  # bos and eos
+    assert task.judged_source.kept == tuple(range(task.judged_source.size)) and task.judged_bytes > 200
+
+
 def test_texts_are_cut_at_lines(tmp_path):
     assert list(pieces("ab\ncd\nefghijk\nl\n", 6)) == ["ab\ncd\n", "efghijk\n", "l\n"]
     assert "".join(pieces(LINES, 50)) == LINES and max(map(len, pieces(LINES, 50))) <= 50
@@ -138,7 +145,7 @@ def test_what_cannot_be_used(place, tmp_path):
     for arguments, message in (
         ((None, data), "needs --teacher FOLDER, --data TEXTS, and one of --student-model"),
         ((teacher, data, place / "student", "bytes"), "one of --student-model FOLDER and --tokenizer"),
-        ((tmp_path, data, None, "bytes"), "is no folder with a config.json"),
+        ((tmp_path, data, None, "bytes"), "is no folder with a tokenizer.json"),
         ((teacher, data, None, tmp_path), "is no folder with a tokenizer.json"),
         ((tmp_path / "empty", data, None, "bytes"), "holds no causal language model"),
         ((teacher, tmp_path / "none.txt", None, "bytes"), "is no FILE.txt, FILE.jsonl or a folder"),
@@ -147,7 +154,7 @@ def test_what_cannot_be_used(place, tmp_path):
     ):
         with pytest.raises(LimbeckError, match=message):
             texts(*arguments)
-    with pytest.raises(LimbeckError, match="tokens=1 and judged_every=10 must be at least 2"):
+    with pytest.raises(LimbeckError, match="tokens=1 and judged_every=10 must be at least 8 and 2"):
         texts(teacher, data, tokenizer="bytes", tokens=1)
     with pytest.raises(LimbeckError, match="lsd has no task to distil"):
         limbeck.distill(method="lsd", out=tmp_path / "run")

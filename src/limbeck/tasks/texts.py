@@ -127,15 +127,12 @@ def texts(
         raise LimbeckError(
             "the task texts needs --teacher FOLDER, --data TEXTS, and one of --student-model FOLDER and --tokenizer FOLDER (or bytes)"
         )
-    if tokens < 2 or judged_every < 2:
-        raise LimbeckError(f"tokens={tokens} and judged_every={judged_every} must be at least 2")
+    if tokens < 8 or judged_every < 2:
+        raise LimbeckError(f"tokens={tokens} and judged_every={judged_every} must be at least 8 and 2")
     place = {"device": device, "dtype": getattr(torch, dtype)}
-    model, first = load_model(teacher, **place), load_tokenizer(teacher)
-    forms = (
-        byte_form(first),
-        byte_tokenizer() if tokenizer == "bytes" else byte_form(load_tokenizer(student_model or tokenizer)),
-    )
     own = None if tokenizer == "bytes" else load_tokenizer(student_model or tokenizer)
+    forms = byte_form(load_tokenizer(teacher)), byte_tokenizer() if own is None else byte_form(own)
+    model = load_model(teacher, **place)
     learner = load_model(student_model, **place) if student_model is not None else transplant(model, *forms)
     documents = [*read_documents(Path(data), 3 * tokens)]
     if len(documents) < 2 * judged_every:
@@ -143,16 +140,17 @@ def texts(
             f"{data} has {len(documents)} documents, of which every {judged_every}th is held out; give at least {2 * judged_every}, or a "
             "smaller --judged-every"
         )
-    judged = documents[::judged_every][:JUDGED]
+    shorter = [piece for text in documents[::judged_every] for piece in pieces(text, tokens - 2)]  # whole in both vocabularies
+    judged = [text for text in shorter if len(text.encode()) <= tokens - 2][:JUDGED]
     learned = [text for i, text in enumerate(documents) if i % judged_every]
-    most = (tokens, tokens)
+    source, held_out = (paired([framed(t, forms) for t in some], *forms, (tokens, tokens)) for some in (learned, judged))
     return TextsTask(
         model,
         learner,
         forms,
-        paired([framed(text, forms) for text in learned], *forms, most),
-        paired([framed(text, forms) for text in judged], *forms, (10**9, 10**9)),
-        sum(len(text.encode()) for text in judged),
+        source,
+        held_out,
+        sum(len(judged[i].encode()) for i in held_out.kept),
         own,
     )
 

@@ -145,7 +145,7 @@ def test_rows_are_padded_and_lengths_tell_padding_from_eos(make, forms):
 def test_documents_without_a_chunk_are_left_out_or_refused(forms):
     with pytest.warns(UserWarning, match=r"1 of 2 documents are left out \(the first is number 1\)"):
         source = paired(["the text", "t"], forms["bpe 320"], forms["bytes"])
-    assert source.size == 1
+    assert source.size == 1 and source.kept == (0,)
     with pytest.raises(LimbeckError, match=r"none of 2 documents has a chunk that .* and bytes agree on"):
         paired(["t", ""], forms["bpe 320"], forms["bytes"])
     with pytest.raises(LimbeckError, match=r"none of 1 documents .* most=\(1, 512\) larger than 1"):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from limbeck.claims.claim import Check, Claim, Figures
+from limbeck.claims.claim import Check, Claim, Figures, at_least, at_most, medians
 from limbeck.claims.sequences.texts import (
     Recurrent,
     byte_level_bpe,
@@ -103,7 +103,7 @@ def misaligned(source: Texts) -> Texts:
     t, s = cond["teacher_chunks"], cond["student_chunks"]
     last = t.amax(1, keepdim=True)
     cond |= {"teacher_chunks": t.where(t < 0, t - 1), "student_chunks": s.where(s < last, -1)}
-    return Texts(None, cond)
+    return Texts(cond, source.kept)
 
 
 def measure(seed: int) -> Figures:
@@ -133,7 +133,24 @@ def measure(seed: int) -> Figures:
 
 def judge(runs: Sequence[Figures]) -> list[Check]:
     """The gates: ratios within a seed, medians over the seeds."""
-    return []
+    m = medians(runs)
+
+    def ratio(arm: str, other: str, name: str) -> float:
+        return medians([{"": run[f"{arm} {name}"] / run[f"{other} {name}"]} for run in runs])[""]
+
+    return [
+        at_most("teacher, its own tokenizer: bits per byte of held-out text", m["teacher bits"], 2.6),
+        at_most("ALM + SFT / SFT, equal steps: chunk gap to the teacher", ratio("ALM", "SFT", "gap"), 0.9),
+        at_most("ALM + SFT / SFT, equal steps: outcome gap", ratio("ALM", "SFT", "outcome gap"), 0.9),
+        at_most("ALM + SFT / SFT, equal steps: bits per byte", ratio("ALM", "SFT", "bits"), 0.98),
+        at_most("ALM alone / SFT, equal steps: outcome gap", ratio("ALM alone", "SFT", "outcome gap"), 0.85),
+        at_most("ALM alone / SFT stopped when it is best: outcome gap", ratio("ALM alone", "best SFT", "outcome gap"), 0.98),
+        at_most("ALM + SFT / ULD + SFT: outcome gap", ratio("ALM", "ULD", "outcome gap"), 0.98),
+        at_least("control: chunks misaligned by one / ALM + SFT: chunk gap", ratio("misaligned", "ALM", "gap"), 1.04),
+        at_least("control: the same: bits per byte", ratio("misaligned", "ALM", "bits"), 1.01),
+        at_most("ALM + SFT / SFT stopped when it is best: bits per byte", ratio("ALM", "best SFT", "bits"), 0.99, gated=False),
+        at_most("ALM + SFT / ULD + SFT: bits per byte", ratio("ALM", "ULD", "bits"), 0.99, gated=False),
+    ]
 
 
 CALIBRATION = ""

@@ -79,7 +79,11 @@ def pair(document: Document, teacher: ByteForm, student: ByteForm, most: tuple[i
 
 
 class Texts(TensorSource):
-    """Rows padded to one length, fetched as long as the longest of those asked for."""
+    """Rows padded to one length, fetched as long as the longest of those asked for. ``kept``: the documents that they are of."""
+
+    def __init__(self, cond: Cond, kept: Sequence[int]):
+        super().__init__(None, cond)
+        self.kept = tuple(kept)
 
     def fetch(self, rows: Tensor) -> tuple[Tensor | None, Cond | None]:
         x, cond = super().fetch(rows)
@@ -110,7 +114,6 @@ def paired(documents: Iterable[Document], teacher: ByteForm, student: ByteForm, 
             stacklevel=2,
         )
     return Texts(
-        None,
         {
             "teacher_ids": padded([p.teacher_ids for p in kept], pad_of(teacher)),
             "teacher_chunks": padded([p.teacher_chunks for p in kept], -1),
@@ -119,6 +122,7 @@ def paired(documents: Iterable[Document], teacher: ByteForm, student: ByteForm, 
             "teacher_length": torch.tensor([len(p.teacher_ids) for p in kept]),
             "student_length": torch.tensor([len(p.student_ids) for p in kept]),
         },
+        [i for i, p in enumerate(found) if p.chunks > 0],
     )
 
 

@@ -1,0 +1,61 @@
+"""Every gate of likelihood matching's claim holds on good figures and fails on bad ones; its texts; a miniature; the control."""
+
+import pytest
+import torch
+
+from limbeck.claims.sequences import alm
+from limbeck.claims.sequences.alm import CLAIM, judge, measure, misaligned, vocabularies
+from limbeck.claims.sequences.texts import BYTES, HELD_OUT, MODULES, documents, rows
+from limbeck.tasks.texts import chunk_gap
+
+GOOD = {"teacher bits": 2.49}  # set below: figures of one seed
+
+
+def lost(**changes):
+    return [c.statement for c in judge(3 * [GOOD | changes]) if c.gated and not c.holds]
+
+
+def test_the_texts_are_modules_that_every_python_has():
+    texts, held_out = documents()
+    assert {*HELD_OUT} < {*MODULES} and len(set(MODULES)) == len(MODULES)
+    assert len(texts) > 3000 and len(held_out) > 300 and not {*texts} & {*held_out[:200]}
+    assert all(len(text) > BYTES // 2 and (len(text.encode()) <= BYTES or text.count("\n") <= 1) for text in texts)
+    assert sum(text.endswith("\n") for text in texts) > len(texts) - len(MODULES)  # the last one of a module may be cut
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path))
+    texts, held_out = documents()
+    for name, value in {"WIDTH": 16, "TEACHER_STEPS": 8, "STEPS": 4, "EARLY": (2,), "SHARE": 10, "HELD_OUT": 8}.items():
+        monkeypatch.setattr(alm, name, value)
+    monkeypatch.setattr(alm, "ARMS", {arm: alm.ARMS[arm] for arm in ("SFT", "ALM")})
+    monkeypatch.setattr(alm, "documents", lambda: (texts[:60], held_out))
+    for cached in (alm.vocabularies, alm.trained_teacher):
+        cached.cache_clear()
+    yield
+    for cached in (alm.vocabularies, alm.trained_teacher):
+        cached.cache_clear()
+
+
+def test_a_miniature_is_the_same_twice(small, tmp_path):
+    figures = measure(3)
+    assert len(list(tmp_path.glob("alm-teacher-*.safetensors"))) == 1
+    alm.trained_teacher.cache_clear()  # now from disk
+    assert figures == measure(3) and figures["teacher bits"] < 8
+    assert figures["SFT bits"] < figures["start bits"] and figures["ALM bits"] < figures["start bits"]
+    assert figures["best SFT bits"] == min(figures["SFT bits"], figures["SFT 2 bits"])
+
+
+def test_the_control_compares_each_chunk_with_the_next(small):
+    source = rows(alm.documents()[0][:4], *vocabularies())
+    moved = misaligned(source).cond
+    for i in range(4):
+        t, s = source.cond["teacher_chunks"][i], source.cond["student_chunks"][i]
+        last = int(t.max())
+        for k in range(last):
+            assert torch.equal(moved["teacher_chunks"][i] == k, t == k + 1)
+            assert torch.equal(moved["student_chunks"][i] == k, s == k)
+        assert int(moved["student_chunks"][i].max()) == int(moved["teacher_chunks"][i].max()) == last - 1
+    teacher = alm.recurrent(vocabularies()[0], 0)
+    assert chunk_gap(teacher, teacher, rows(alm.documents()[0][:4], *[vocabularies()[0]] * 2)) == 0
