@@ -140,13 +140,14 @@ def test_what_cannot_be_used(place, tmp_path):
     teacher, data = place / "teacher", place / "texts.jsonl"
     (tmp_path / "bad.jsonl").write_text('{"text": "one"}\n{"txt": "two"}\n')
     (tmp_path / "few.txt").write_text("a line\n")
-    (tmp_path / "empty").mkdir()
+    bpe(265).save_pretrained(tmp_path / "empty")
     (tmp_path / "empty" / "config.json").write_text("{}")
     for arguments, message in (
         ((None, data), "needs --teacher FOLDER, --data TEXTS, and one of --student-model"),
         ((teacher, data, place / "student", "bytes"), "one of --student-model FOLDER and --tokenizer"),
         ((tmp_path, data, None, "bytes"), "is no folder with a tokenizer.json"),
         ((teacher, data, None, tmp_path), "is no folder with a tokenizer.json"),
+        ((place / "tokenizer", data, None, "bytes"), "is no folder with a config.json"),
         ((tmp_path / "empty", data, None, "bytes"), "holds no causal language model"),
         ((teacher, tmp_path / "none.txt", None, "bytes"), "is no FILE.txt, FILE.jsonl or a folder"),
         ((teacher, tmp_path / "bad.jsonl", None, "bytes"), r"line 2 of .*bad.jsonl is not of the form \{\"text\""),
