@@ -8,11 +8,44 @@ from limbeck.claims.sequences.alm import CLAIM, judge, measure, misaligned, voca
 from limbeck.claims.sequences.texts import BYTES, HELD_OUT, MODULES, documents, rows
 from limbeck.tasks.texts import chunk_gap
 
-GOOD = {"teacher bits": 2.49}  # set below: figures of one seed
+GOOD = {
+    "teacher bits": 2.49, "SFT bits": 3.39, "SFT gap": 1.89, "SFT outcome gap": 3.32, "ULD bits": 3.25, "ULD gap": 1.63,
+    "ULD outcome gap": 3.03, "ALM bits": 3.20, "ALM gap": 1.63, "ALM outcome gap": 2.84, "ALM alone bits": 3.20,
+    "ALM alone gap": 1.63, "ALM alone outcome gap": 2.46, "misaligned bits": 3.34, "misaligned gap": 1.81,
+    "misaligned outcome gap": 3.03, "best SFT bits": 3.20, "best SFT gap": 1.64, "best SFT outcome gap": 2.78,
+}  # fmt: skip
 
 
 def lost(**changes):
     return [c.statement for c in judge(3 * [GOOD | changes]) if c.gated and not c.holds]
+
+
+def test_good_figures_hold_and_what_does_not_show_is_said():
+    assert not lost()
+    unshown = [c.statement for c in judge([GOOD]) if not c.gated and not c.holds]
+    assert unshown == [f"ALM + SFT / SFT stopped when it is best: {name}" for name in ("outcome gap", "bits per byte")]
+
+
+@pytest.mark.parametrize(
+    ("figure", "value", "statement"),
+    [
+        ("teacher bits", 2.7, "teacher, its own tokenizer"),
+        ("ALM gap", 1.72, "ALM + SFT / SFT, equal steps: chunk gap"),
+        ("ALM outcome gap", 3.1, "ALM + SFT / SFT, equal steps: outcome gap"),
+        ("SFT bits", 3.25, "ALM + SFT / SFT, equal steps: bits per byte"),
+        ("ALM alone outcome gap", 2.9, "ALM alone / SFT, equal steps"),
+        ("ULD outcome gap", 2.8, "ALM + SFT / ULD + SFT: outcome gap"),
+        ("misaligned gap", 1.7, "control: chunks misaligned by one / ALM + SFT: chunk gap"),
+        ("misaligned bits", 3.2, "control: the same: bits per byte"),
+    ],
+)
+def test_every_gate_can_fail(figure, value, statement):
+    failed = lost(**{figure: value})
+    assert any(statement in s for s in failed), failed
+
+
+def test_the_calibration_is_recorded():
+    assert "5 seeds" in CLAIM.calibration
 
 
 def test_the_texts_are_modules_that_every_python_has():
