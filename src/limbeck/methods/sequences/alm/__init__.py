@@ -18,9 +18,9 @@ token begins a word; "unconstrained" everywhere. (7) needs two losses or more: a
 
 Differs from the paper: (5) is the form that the authors' documents recommend, not the precomputed table of biases
 ("unbiased", which is not here). Chunks behind the last word's end of a row are dropped, since nothing ends them. The paper sums
-(3), its code takes the mean. ULD pairs tokens by number, here where both sides have read the same. No adapters, ensembles or
-hypernetwork. Batch and steps are those of the paper; the presets' data are not in it. Unverified: the full tables; which layer
-(7) means when the output is tied (here the last block, and the output layer only where there are no blocks).
+(3), its code takes the mean. ULD pairs tokens by number, here where both sides have read the same. No adapters, ensembles,
+hypernetwork, or bytes that see the subwords which end at them. Unverified: the full tables; which layer (7) means (here the last
+block, or the output layer where there are no blocks).
 """
 
 from limbeck.methods.sequences.alm.method import ALM
