@@ -272,6 +272,12 @@ def test_learning_rates_and_averages_are_the_formulas():
     assert rates[12] == pytest.approx(2.0 * 0.55)  # half-way between 1 and 0.1
     assert min(rates[4:]) == rates[-1] > 0.2
     assert OptimizerOptions(lr=1.0).lr_at(7, 9) == 1.0
+    halved = replace(options, halve_every=5, anew=(12,))
+    plain = replace(options, anew=(12,))
+    factors = [1.0] * 5 + [0.5] * 5 + [0.25] * 2 + [1.0] * 5 + [0.5] * 3  # the count begins again with the schedule
+    assert [halved.lr_at(k, 20) for k in range(20)] == pytest.approx([f * plain.lr_at(k, 20) for k, f in enumerate(factors)])
+    with pytest.raises(LimbeckError, match="halve_every=-1 is a number of iterations, or 0"):
+        OptimizerOptions(halve_every=-1)
     twice = replace(options, restarts=2)
     assert [twice.lr_at(step, 40) for step in range(40)] == 2 * rates
     assert [twice.lr_at(step, 39) for step in range(39)] == (2 * rates)[:-1]

@@ -12,6 +12,7 @@ from limbeck.losses.continuous import (
     trig_velocity,
 )
 from limbeck.losses.denoising import WEIGHTS, denoising_errors, denoising_loss, denoising_target, importance_weight
+from limbeck.losses.graph import check_teacher_logits, high_frequency_loss, low_frequency_loss
 from limbeck.losses.knowledge import dist_loss, dkd_loss, kd_loss
 from limbeck.losses.preference import clipped, customisation_loss, denoising_ratios, pair_loss, ranked
 from limbeck.losses.ranking import (
@@ -32,6 +33,7 @@ __all__ = [
     "FromZero",
     "angle",
     "check_logits",
+    "check_teacher_logits",
     "clipped",
     "consistency_loss",
     "consistency_pair",
@@ -48,9 +50,11 @@ __all__ = [
     "dkd_loss",
     "effective_picks",
     "generator_loss",
+    "high_frequency_loss",
     "importance_weight",
     "kd_loss",
     "logit_accuracy",
+    "low_frequency_loss",
     "normalise_tangent",
     "pair_loss",
     "pl_log_likelihood",

@@ -172,5 +172,18 @@ METHODS: dict[str, Entry] = {
             "Even your Teacher Needs Guidance: Ground-Truth Targets Dampen Regularization Imposed by Self-Distillation",
             "2102.13088", 2021, "student, the last round's student", aliases=("born-again",),
         ),
+        Entry(
+            "ff-g2m", "Full-frequency distillation of a graph network into a perceptron (FF-G2M, GLNN)",
+            "Extracting Low-/High- Frequency Knowledge from Graph Neural Networks and Injecting it into MLPs: "
+            "An Effective GNN-to-MLP Distillation Framework", "2305.10758", 2023, "limbeck.methods.structures.ff_g2m",
+            "student; the teacher's logits", aliases=("ffg2m", "glnn"), data="a graph", null="no", wing="structures",
+            extra="graph", packages=("torch_geometric",),
+        ),
+        Entry(
+            "imdn", "Super-resolution by information multi-distillation (IMDN, IMDN_AS)",
+            "Lightweight Image Super-Resolution with Information Multi-distillation Network", "1909.11856", 2019,
+            "limbeck.methods.restoration.imdn", "student", aliases=("information-multi-distillation",), data="needed", null="no",
+            wing="restoration", extra="restoration", packages=("skimage",),
+        ),
     )
 }  # fmt: skip

@@ -24,7 +24,7 @@ from limbeck.metrics.frechet import (
     kernel_distance_of_blocks,
     moments,
 )
-from limbeck.metrics.images import psnr
+from limbeck.metrics.images import luma, luma_scores, modcrop, psnr, ssim
 from limbeck.metrics.manifold import PrecisionRecall, precision_recall
 from limbeck.metrics.modes import ModeHistogram, class_variance, class_variance_ratio, mode_histogram
 from limbeck.metrics.rank_correlation import kendall_tau, spearman_rho
@@ -43,12 +43,16 @@ __all__ = [
     "kendall_tau",
     "kernel_distance",
     "kernel_distance_of_blocks",
+    "luma",
+    "luma_scores",
     "mean_pairwise_distance",
+    "modcrop",
     "mode_histogram",
     "moments",
     "precision_recall",
     "psnr",
     "sliced_wasserstein",
     "spearman_rho",
+    "ssim",
     "total_variation",
 ]

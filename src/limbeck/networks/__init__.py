@@ -4,7 +4,8 @@ A raw network is called as `forward(x, c_noise, cond=None)` and returns a tensor
 is the noise input as a preconditioner scales it (ln(sigma)/4, t in [0, 1], or a timestep 0..1000). cond is
 None or a mapping such as {"label": LongTensor (B,)}; the label `classes`, one past the last, is the null
 class, and no condition means null. The attribute `null` says what stands for "no condition" per sample (None:
-the network is unconditional), and `build_network(net.config)` builds the network again.
+the network is unconditional), and `build_network(net.config)` builds the network again. Super-resolvers are called with
+pictures alone (`imdn`); `resize` is MATLAB's bicubic, `tiled` and `cropped_adaptively` take large and odd pictures apart.
 """
 
 import inspect
@@ -15,17 +16,21 @@ from limbeck.errors import LimbeckError, unknown
 from limbeck.networks.adapters import LowRank, adapted, adapters, fused, merged
 from limbeck.networks.attention import Attention, Processor, attend, attended, attentions, exchange_processors, masked
 from limbeck.networks.attention_jvp import attention_jvp
+from limbeck.networks.bicubic import resize
 from limbeck.networks.checkpointing import checkpoint_blocks
 from limbeck.networks.conditioning import Conditioning, LabelEmbedding, NoiseFeatures, sinusoids
 from limbeck.networks.contract import Condition, Network
 from limbeck.networks.counted import Counted, counted
 from limbeck.networks.dit import DiT
 from limbeck.networks.forward_mode import ForwardMode, attend_forward_mode, dual_attention
+from limbeck.networks.graph import GraphNetwork, perceptron
 from limbeck.networks.heads import ChannelMean, Heads, feature_shapes
+from limbeck.networks.imdn import IMDN, IMDNAS, copy_body, load_imdn, save_imdn
 from limbeck.networks.mlp import ResidualMLP
 from limbeck.networks.negative import Negative, negative_prompt
 from limbeck.networks.replay import RngCapture
 from limbeck.networks.taps import FeatureTap, candidate_layers
+from limbeck.networks.tiling import cropped_adaptively, tiled
 from limbeck.networks.unet import UNet
 
 NETWORKS: dict[str, type[ResidualMLP | UNet | DiT]] = {"mlp": ResidualMLP, "unet": UNet, "dit": DiT}
@@ -51,6 +56,8 @@ def build_network(config: Mapping[str, Any]) -> ResidualMLP | UNet | DiT:
 
 
 __all__ = [
+    "IMDN",
+    "IMDNAS",
     "NETWORKS",
     "Attention",
     "ChannelMean",
@@ -60,6 +67,7 @@ __all__ = [
     "DiT",
     "FeatureTap",
     "ForwardMode",
+    "GraphNetwork",
     "Heads",
     "LabelEmbedding",
     "LowRank",
@@ -80,13 +88,20 @@ __all__ = [
     "build_network",
     "candidate_layers",
     "checkpoint_blocks",
+    "copy_body",
     "counted",
+    "cropped_adaptively",
     "dual_attention",
     "exchange_processors",
     "feature_shapes",
     "fused",
+    "load_imdn",
     "masked",
     "merged",
     "negative_prompt",
+    "perceptron",
+    "resize",
+    "save_imdn",
     "sinusoids",
+    "tiled",
 ]

@@ -11,6 +11,7 @@ from limbeck.tasks.features import image_features, whitened
 from limbeck.tasks.folder import Pictures, load_pictures
 from limbeck.tasks.named import imported, named_by, refuse_code
 from limbeck.tasks.own import own_task
+from limbeck.tasks.picture_pairs import DegradedPictures, PicturePairs, degraded_pairs
 from limbeck.tasks.task import Evaluator, Figures, Reward, Task, heun_sampler, scored
 from limbeck.tasks.teacher import TeacherOptions, cached_teacher, drop_conditions
 from limbeck.training.options import check_arguments
@@ -46,10 +47,12 @@ __all__ = [
     "WINGS",
     "AnyTask",
     "Column",
+    "DegradedPictures",
     "DigitFeatures",
     "Evaluator",
     "Figures",
     "Picture",
+    "PicturePairs",
     "Pictures",
     "Reward",
     "Task",
@@ -57,6 +60,7 @@ __all__ = [
     "build_task",
     "cached_teacher",
     "chosen_task",
+    "degraded_pairs",
     "digit_split",
     "drop_conditions",
     "given_names",

@@ -47,6 +47,23 @@ def load_pictures(path: Path | str, size: int | tuple[int, int] | None = None) -
     return Pictures(images, labels, classes, tuple(files))
 
 
+def load_rgb(folder: Path | str) -> dict[str, Tensor]:
+    """A folder's pictures, each in its own size: RGB (3, H, W), uint8, by file name. Grayscale is repeated, transparency put on white.
+
+    Raises LimbeckError for missing, empty or unreadable data.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise LimbeckError(f"{folder} does not exist; give a folder of pictures")
+    files, _, _ = _listed(folder)
+    found = {}
+    for file, array in zip(files, _arrays(files, None), strict=True):
+        levels = torch.from_numpy(array).add(1).mul(127.5).round().to(torch.uint8)
+        rgb = levels.movedim(-1, 0) if levels.ndim == 3 else levels.expand(3, -1, -1)
+        found[str(file.relative_to(folder))] = rgb.contiguous()
+    return found
+
+
 def _listed(folder: Path) -> tuple[list[Path], Tensor | None, tuple[str, ...]]:
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES and not _hidden(p.relative_to(folder)))
     if not files:
@@ -71,6 +88,21 @@ def _stacked(files: Sequence[Path], size: int | tuple[int, int] | None) -> Tenso
     sides = (size, size) if isinstance(size, int) else size
     if sides is not None and min(sides) < 4:
         raise LimbeckError(f"the image size is {size}; pictures need at least 4 x 4 pixels")
+    arrays = _arrays(files, sides)
+    for file, array in zip(files, arrays, strict=True):
+        if array.shape[:2] != arrays[0].shape[:2]:
+            (h0, w0), (h, w) = arrays[0].shape[:2], array.shape[:2]
+            raise LimbeckError(
+                f"the pictures differ in size: {files[0]} has {w0} x {h0} pixels, {file} has {w} x {h}; choose one size with "
+                "--image-size (image_size=), e.g. --image-size 64"
+            )
+    if any(array.ndim == 3 for array in arrays):
+        arrays = [array if array.ndim == 3 else np.repeat(array[..., None], 3, 2) for array in arrays]
+    images = torch.stack([torch.from_numpy(array) for array in arrays])
+    return (images.movedim(-1, 1) if images.ndim == 4 else images[:, None]).contiguous()
+
+
+def _arrays(files: Sequence[Path], sides: tuple[int, int] | None) -> list[np.ndarray]:
     from PIL.Image import DecompressionBombError
 
     arrays, bad = [], []
@@ -84,17 +116,7 @@ def _stacked(files: Sequence[Path], size: int | tuple[int, int] | None) -> Tenso
         raise LimbeckError(
             f"{len(bad)} of {len(files)} pictures cannot be read, the first is {file} ({reason}); repair or remove them"
         )
-    for file, array in zip(files, arrays, strict=True):
-        if array.shape[:2] != arrays[0].shape[:2]:
-            (h0, w0), (h, w) = arrays[0].shape[:2], array.shape[:2]
-            raise LimbeckError(
-                f"the pictures differ in size: {files[0]} has {w0} x {h0} pixels, {file} has {w} x {h}; choose one size with "
-                "--image-size (image_size=), e.g. --image-size 64"
-            )
-    if any(array.ndim == 3 for array in arrays):
-        arrays = [array if array.ndim == 3 else np.repeat(array[..., None], 3, 2) for array in arrays]
-    images = torch.stack([torch.from_numpy(array) for array in arrays])
-    return (images.movedim(-1, 1) if images.ndim == 4 else images[:, None]).contiguous()
+    return arrays
 
 
 def _array(file: Path, size: tuple[int, int] | None) -> np.ndarray:

@@ -29,6 +29,8 @@ class OptimizerOptions:
     decay: Literal["constant", "cosine", "linear"] = "constant"
     final: float = 0.02
     """Where cosine and linear decay end, as a share of lr."""
+    halve_every: int = 0
+    """Iterations after which the rate is halved, over and over, whatever the decay (0: never)."""
     restarts: int = 1
     """Warm-up and decay run so many times, each over an equal part of the run."""
     clip: float | None = None
@@ -45,6 +47,8 @@ class OptimizerOptions:
             )
         if self.restarts < 1:
             raise LimbeckError(f"restarts={self.restarts}: warm-up and decay run at least once")
+        if self.halve_every < 0:
+            raise LimbeckError(f"halve_every={self.halve_every} is a number of iterations, or 0: the rate is never halved")
         if self.lr < 0 or self.warmup < 0 or (self.clip is not None and self.clip <= 0):
             raise LimbeckError(f"lr={self.lr:g}, warmup={self.warmup} and clip={self.clip} must be positive (clip may be None)")
         if not (self.eps >= 0 and self.weight_decay >= 0 and all(0 <= beta < 1 for beta in self.betas)):
@@ -64,6 +68,8 @@ class OptimizerOptions:
         begin = max((r for r in self.anew if r <= step), default=0)
         end = min((r for r in self.anew if r > step), default=total)
         warm = min((step - begin + 1) / self.warmup, 1.0) if self.warmup else 1.0
+        if self.halve_every:
+            warm *= 0.5 ** ((step - begin) // self.halve_every)
         if self.decay == "constant":
             return self.lr * warm
         return self.lr * warm * ramp(step, begin + self.warmup, 1.0, self.final, end, self.decay)

@@ -1,0 +1,1 @@
+"""Structures: graphs, and networks that answer without them."""
