@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ import limbeck
 from limbeck import cli
 from limbeck.errors import LimbeckError
 from limbeck.interop.tokenizers import Special, byte_form
-from limbeck.methods.sequences.alm import ALM
+from limbeck.methods.sequences.alm import ALM, ALMOptions
 from limbeck.tasks import AnyTask
 from limbeck.tasks.texts import bits_per_byte, pieces, read_documents, texts
 
@@ -127,6 +130,14 @@ def test_what_is_judged_is_never_cut(place):
     assert task.judged_source.kept == tuple(range(task.judged_source.size)) and task.judged_bytes > 200
 
 
+def test_the_page_says_what_runs():
+    page = (Path(__file__).parents[2] / "docs" / "tokenizers.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {"tokenizer": bpe(290), "model": model(290), "texts": LINES.splitlines()[:8]}
+    exec(code.replace("10)", "1)"), names)
+    assert names["student"].get_input_embeddings().num_embeddings == 259 and names["source"].size == 8
+
+
 def test_texts_are_cut_at_lines(tmp_path):
     assert list(pieces("ab\ncd\nefghijk\nl\n", 6)) == ["ab\ncd\n", "efghijk\n", "l\n"]
     assert "".join(pieces(LINES, 50)) == LINES and max(map(len, pieces(LINES, 50))) <= 50
@@ -159,3 +170,5 @@ def test_what_cannot_be_used(place, tmp_path):
         texts(teacher, data, tokenizer="bytes", tokens=1)
     with pytest.raises(LimbeckError, match="lsd has no task to distil"):
         limbeck.distill(method="lsd", out=tmp_path / "run")
+    with pytest.raises(LimbeckError, match="alm distils language models on texts, and ring is no such task"):
+        ALM.on(SimpleNamespace(name="ring"), ALMOptions(), 0)
