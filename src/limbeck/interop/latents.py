@@ -44,6 +44,11 @@ def _scaling(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def encoded(vae: Any, x: Tensor) -> Tensor:
     """The latents of pictures (N, C, H, W) or videos (N, C, F, H, W) in [-1, 1]: the posterior's mean, scaled."""
+    return encoded_with_gradient(vae, x)
+
+
+def encoded_with_gradient(vae: Any, x: Tensor) -> Tensor:
+    """The same, for those who change the pictures by what becomes of their latents."""
     kind = type(vae).__name__
     x = x.to(vae.dtype)
     if kind in VIDEO and x.ndim == 4:

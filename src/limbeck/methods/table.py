@@ -67,6 +67,12 @@ def _classifier(id: str, *facts: Any, **more: Any) -> Entry:
     return Entry(id, title, paper, arxiv, year, room, networks, data="labelled", null="no", wing="recognition", **more)
 
 
+def _scene(id: str, *facts: Any, **more: Any) -> Entry:
+    title, paper, arxiv, year, networks = facts
+    room = f"limbeck.methods.scenes.{id.replace('-', '_')}"
+    return Entry(id, title, paper, arxiv, year, room, networks, wing="scenes", **more)
+
+
 METHODS: dict[str, Entry] = {
     entry.id: entry
     for entry in (
@@ -104,7 +110,7 @@ METHODS: dict[str, Entry] = {
         _generator(
             "swiftbrush", "Variational score distillation, image-free (SwiftBrush)",
             "SwiftBrush: One-Step Text-to-Image Diffusion Model with Variational Score Distillation", "2312.05239", 2023,
-            "teacher with adapters (the critic), student", aliases=("vsd", "swiftbrush-v2"),
+            "teacher with adapters (the critic), student", aliases=("swiftbrush-v2",),
         ),
         _generator(
             "snoopi", "Random guidance and negative prompts for one-step generators (SNOOPI)",
@@ -171,6 +177,16 @@ METHODS: dict[str, Entry] = {
             "self-distillation", "Self-distillation with a weight of the labels, in closed form and in rounds",
             "Even your Teacher Needs Guidance: Ground-Truth Targets Dampen Regularization Imposed by Self-Distillation",
             "2102.13088", 2021, "student, the last round's student", aliases=("born-again",),
+        ),
+        _scene(
+            "prolificdreamer", "Variational score distillation into scenes (ProlificDreamer)",
+            "ProlificDreamer: High-Fidelity and Diverse Text-to-3D Generation with Variational Score Distillation", "2305.16213",
+            2023, "teacher, scenes (+ critic: teacher with adapters, or a network of its own)", aliases=("vsd", "sds-3d"),
+        ),
+        _scene(
+            "esd", "Entropic score distillation: views that must differ (ESD)",
+            "Taming Mode Collapse in Score Distillation for Text-to-3D Generation", "2401.00909", 2024,
+            "teacher, scenes (+ critic: teacher with adapters, or a network of its own)", aliases=("entropic", "janus"),
         ),
         Entry(
             "ff-g2m", "Full-frequency distillation of a graph network into a perceptron (FF-G2M, GLNN)",

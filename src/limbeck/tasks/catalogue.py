@@ -17,15 +17,18 @@ TASKS = {
     "own": "limbeck.tasks.own:own_task_from_options",
     "diffusers": "limbeck.tasks.diffusers:diffusers_task_from_options",
     "photos-sr": "limbeck.tasks.photos_sr:photos_sr",
+    "head": "limbeck.tasks.head:head_task",
+    "text": "limbeck.tasks.text_scenes:text_task",
     "sbm": "limbeck.tasks.graphs.sbm:sbm",
     "digits-graph": "limbeck.tasks.graphs.digits:digits",
     "planetoid": "limbeck.tasks.graphs.planetoid:planetoid",
-    "texts": "limbeck.tasks.texts:texts",
+    "language": "limbeck.tasks.language:language",
 }
 WINGS: dict[str, tuple[str, ...]] = {
     "generators": ("digits", "photos", "prompts", "ring", "own", "diffusers"),
     "restoration": ("photos-sr",),
-    "sequences": ("texts",),
+    "scenes": ("head", "text"),
+    "sequences": ("language",),
     "structures": ("sbm", "digits-graph", "planetoid"),
 }
 """The tasks of each wing of methods that has any; the first is meant where none is named."""
