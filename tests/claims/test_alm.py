@@ -6,7 +6,7 @@ import torch
 from limbeck.claims.sequences import alm
 from limbeck.claims.sequences.alm import CLAIM, judge, measure, misaligned, vocabularies
 from limbeck.claims.sequences.texts import BYTES, HELD_OUT, MODULES, documents, rows
-from limbeck.tasks.texts import chunk_gap
+from limbeck.tasks.language import chunk_gap
 
 GOOD = {
     "teacher bits": 2.49, "SFT bits": 3.39, "SFT gap": 1.89, "SFT outcome gap": 3.32, "ULD bits": 3.25, "ULD gap": 1.63,

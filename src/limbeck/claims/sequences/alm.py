@@ -25,8 +25,8 @@ from limbeck.claims.sequences.texts import (
 )
 from limbeck.interop.tokenizers import ByteForm, Texts, carried, sources
 from limbeck.methods.sequences.alm import ALM, ALMOptions
+from limbeck.tasks.language import bits_per_byte
 from limbeck.tasks.tensor_cache import cached_tensors
-from limbeck.tasks.texts import bits_per_byte
 from limbeck.training import Loop, LoopOptions, OptimizerOptions
 
 WIDTH, TEACHER_STEPS, TEACHER_BATCH = 128, 1200, 16

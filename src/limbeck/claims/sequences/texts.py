@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from limbeck.errors import LimbeckError
 from limbeck.interop.tokenizers import ByteForm, Special, Texts, byte_form, paired
 from limbeck.methods.sequences.alm import ALM
-from limbeck.tasks.texts import pieces
+from limbeck.tasks.language import pieces
 
 # modules of the standard library that are one file in every version from 3.11 on
 MODULES = (

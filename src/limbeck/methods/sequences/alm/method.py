@@ -88,9 +88,11 @@ class ALM(Method):
 
     @classmethod
     def on(cls, task: Any, options: ALMOptions, seed: int) -> "ALM":
-        """On the task texts. Raises LimbeckError for others."""
+        """On the task language. Raises LimbeckError for others."""
         if not hasattr(task, "vocabularies"):
-            raise LimbeckError(f"alm distils language models on texts, and {task.name} is no such task; use limbeck.tasks.texts")
+            raise LimbeckError(
+                f"alm distils language models on texts, and {task.name} is no such task; use limbeck.tasks.language"
+            )
         return cls(task.teacher, task.new_student(), task.vocabularies, options)
 
     def step(self, batch: Batch) -> Step:

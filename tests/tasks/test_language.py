@@ -1,4 +1,4 @@
-"""The task of texts: a model of transformers moves to bytes or to another's tokenizer, by the command line and from Python."""
+"""The task of language models: a model of transformers moves to bytes or to another's tokenizer, by the command line and from Python."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from limbeck.errors import LimbeckError
 from limbeck.interop.tokenizers import Special, byte_form
 from limbeck.methods.sequences.alm import ALM, ALMOptions
 from limbeck.tasks import AnyTask
-from limbeck.tasks.texts import bits_per_byte, pieces, read_documents, texts
+from limbeck.tasks.language import bits_per_byte, language, pieces, read_documents
 
 LINES = "".join(
     f"the {a} of a {b}\n" for a in ("teacher", "student", "text", "token") for b in ("word", "byte", "chunk", "line") * 3
@@ -45,7 +45,7 @@ def model(vocabulary, seed=0):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with teacher, student and tokenizer, and texts."""
-    folder = tmp_path_factory.mktemp("texts")
+    folder = tmp_path_factory.mktemp("language")
     for name, size in (("teacher", 290), ("student", 270)):
         tokenizer = bpe(size)
         model(len(tokenizer)).save_pretrained(folder / name)
@@ -109,7 +109,7 @@ def test_from_python_a_stopped_run_goes_on_bit_for_bit(place, tmp_path, monkeypa
 
 
 def test_the_task_and_its_figures(place):
-    task = texts(place / "teacher", place / "texts.jsonl", tokenizer=place / "tokenizer", judged_every=4)
+    task = language(place / "teacher", place / "texts.jsonl", tokenizer=place / "tokenizer", judged_every=4)
     assert isinstance(task, AnyTask) and task.source.size == 36 and task.judged_source.size == 12
     lines = LINES.splitlines()[::4]
     assert task.judged_bytes == sum(map(len, lines))
@@ -124,7 +124,7 @@ def test_the_task_and_its_figures(place):
 
 
 def test_what_is_judged_is_never_cut(place):
-    task = texts(place / "teacher", place / "lines.txt", tokenizer="bytes", tokens=24, judged_every=2)
+    task = language(place / "teacher", place / "lines.txt", tokenizer="bytes", tokens=24, judged_every=2)
     lengths = task.judged_source.cond["student_length"]
     assert int(lengths.max()) <= 24 and task.judged_bytes == int(lengths.sum()) - 2 * task.judged_source.size  # bos and eos
     assert task.judged_source.kept == tuple(range(task.judged_source.size)) and task.judged_bytes > 200
@@ -165,9 +165,9 @@ def test_what_cannot_be_used(place, tmp_path):
         ((teacher, tmp_path / "few.txt", None, "bytes"), "has 1 documents, of which every 10th is held out; give at least 20"),
     ):
         with pytest.raises(LimbeckError, match=message):
-            texts(*arguments)
+            language(*arguments)
     with pytest.raises(LimbeckError, match="tokens=1 and judged_every=10 must be at least 8 and 2"):
-        texts(teacher, data, tokenizer="bytes", tokens=1)
+        language(teacher, data, tokenizer="bytes", tokens=1)
     with pytest.raises(LimbeckError, match="lsd has no task to distil"):
         limbeck.distill(method="lsd", out=tmp_path / "run")
     with pytest.raises(LimbeckError, match="alm distils language models on texts, and ring is no such task"):

@@ -28,7 +28,7 @@ COLUMNS = {
 
 
 @dataclass(frozen=True)
-class TextsOptions:
+class LanguageOptions:
     """What there is to say of two language models and their texts."""
 
     teacher: str | None = None
@@ -45,11 +45,11 @@ class TextsOptions:
     """Every so many-th document is judged, not learned from (default: 10)."""
 
 
-OPTIONS = TextsOptions
+OPTIONS = LanguageOptions
 
 
 @dataclass(frozen=True)
-class TextsTask:
+class LanguageTask:
     """See the module. ``judged_source``: held-out texts of ``judged_bytes`` bytes; ``tokenizer``: the student's, to be saved."""
 
     teacher: Any
@@ -59,7 +59,7 @@ class TextsTask:
     judged_source: Texts
     judged_bytes: int
     tokenizer: Any = None
-    name: str = "texts"
+    name: str = "language"
     facts: Mapping[str, Any] = field(default_factory=lambda: {"origin": "given", "reference": "the teacher"})
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     best: str | None = "bits_per_byte"
@@ -110,7 +110,7 @@ class TextsTask:
             self.tokenizer.save_pretrained(place)
 
 
-def texts(
+def language(
     teacher: str | Path | None = None,
     data: str | Path | None = None,
     student_model: str | Path | None = None,
@@ -121,11 +121,11 @@ def texts(
     device: str = "cpu",
     dtype: str = "float32",
     quiet: bool = False,
-) -> TextsTask:
+) -> LanguageTask:
     """The task. Raises LimbeckError for folders and texts that cannot be used, and tokenizers that cannot be aligned."""
     if teacher is None or data is None or (student_model is None) == (tokenizer is None):
         raise LimbeckError(
-            "the task texts needs --teacher FOLDER, --data TEXTS, and one of --student-model FOLDER and --tokenizer FOLDER (or bytes)"
+            "the task language needs --teacher FOLDER, --data TEXTS, and one of --student-model FOLDER and --tokenizer FOLDER (or bytes)"
         )
     if tokens < 8 or judged_every < 2:
         raise LimbeckError(f"tokens={tokens} and judged_every={judged_every} must be at least 8 and 2")
@@ -144,7 +144,7 @@ def texts(
     judged = [text for text in shorter if len(text.encode()) <= tokens - 2][:JUDGED]
     learned = [text for i, text in enumerate(documents) if i % judged_every]
     source, held_out = (paired([framed(t, forms) for t in some], *forms, (tokens, tokens)) for some in (learned, judged))
-    return TextsTask(
+    return LanguageTask(
         model,
         learner,
         forms,
