@@ -36,11 +36,13 @@ class Entry:
     """The extra that holds what the method and its claim need beside the core: pip install 'limbeck[EXTRA]'."""
     packages: tuple[str, ...] = ()
     """The modules of that extra that they import."""
+    task: bool = True
+    """Is there a task of its wing that it can distil?"""
 
     @property
     def distils(self) -> bool:
         """Does ``limbeck distill`` run it? (It needs a method, not a sampler, and a task of its wing.)"""
-        return bool(self.module) and self.wing in WINGS
+        return bool(self.module) and self.task and self.wing in WINGS
 
     def require_extra(self) -> None:
         """Raise LimbeckError, naming the extra to install, where a package that this method needs is missing."""
@@ -158,6 +160,13 @@ METHODS: dict[str, Entry] = {
             "lsd", "Learnable sampler distillation of discrete diffusion (LSD, LSD+)",
             "Learnable Sampler Distillation for Discrete Diffusion Models", "2509.19962", 2025, "limbeck.methods.sequences.lsd",
             "teacher; the student is its sampler's 2 M numbers", aliases=("lsd+",), null="no", wing="sequences",
+            task=False,
+        ),
+        Entry(
+            "alm", "Cross-tokenizer distillation by likelihoods of chunks (ALM)",
+            "Universal Cross-Tokenizer Distillation via Approximate Likelihood Matching", "2503.20083", 2025,
+            "limbeck.methods.sequences.alm", "teacher, student (+ projector)", aliases=("cross-tokenizer",), data="texts",
+            null="no", wing="sequences", extra="llm", packages=("transformers", "tokenizers"),
         ),
         _classifier(
             "pld", "Plackett-Luce distillation of classifiers (PLD)",

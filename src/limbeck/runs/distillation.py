@@ -85,7 +85,7 @@ def started(task: Any, folder: Path | str, trust_code: bool = False) -> Any:
 def distilling(name: str) -> Entry:
     """The entry of a method that distils a task. Raises LimbeckError for unknown names, samplers, and wings without tasks."""
     entry = find(name)
-    if entry.wing not in WINGS:
+    if entry.wing not in WINGS or not entry.task:
         raise LimbeckError(
             f"{entry.id} has no task to distil yet (its wing is {entry.wing}); it is trained by `limbeck reproduce {entry.id}`, "
             f"or from Python with {entry.module}"

@@ -22,11 +22,13 @@ TASKS = {
     "sbm": "limbeck.tasks.graphs.sbm:sbm",
     "digits-graph": "limbeck.tasks.graphs.digits:digits",
     "planetoid": "limbeck.tasks.graphs.planetoid:planetoid",
+    "language": "limbeck.tasks.language:language",
 }
 WINGS: dict[str, tuple[str, ...]] = {
     "generators": ("digits", "photos", "prompts", "ring", "own", "diffusers"),
     "restoration": ("photos-sr",),
     "scenes": ("head", "text"),
+    "sequences": ("language",),
     "structures": ("sbm", "digits-graph", "planetoid"),
 }
 """The tasks of each wing of methods that has any; the first is meant where none is named."""
