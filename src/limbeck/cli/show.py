@@ -43,7 +43,7 @@ def show_table(summary: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("", no_wrap=True)
     for column in columns.values():
-        table.add_column(column["title"], justify="right")
+        table.add_column(column["title"], justify="right", min_width=max(map(len, column["title"].split())))
     for name, figures in rows.items():
         table.add_row(name, *(cell(figures.get(key), column["unit"]) for key, column in columns.items()))
     console = Console()

@@ -162,6 +162,12 @@ METHODS: dict[str, Entry] = {
             "teacher; the student is its sampler's 2 M numbers", aliases=("lsd+",), null="no", wing="sequences",
             fits=("symbols",),
         ),
+        Entry(
+            "alm", "Cross-tokenizer distillation by likelihoods of chunks (ALM)",
+            "Universal Cross-Tokenizer Distillation via Approximate Likelihood Matching", "2503.20083", 2025,
+            "limbeck.methods.sequences.alm", "teacher, student (+ projector)", aliases=("cross-tokenizer",), data="texts",
+            null="no", wing="sequences", extra="llm", packages=("transformers", "tokenizers"), fits=("language",),
+        ),
         _classifier(
             "pld", "Plackett-Luce distillation of classifiers (PLD)",
             "PLD: A Choice-Theoretic List-Wise Knowledge Distillation", "2506.12542", 2025, "teacher (or its logits), student",

@@ -23,14 +23,15 @@ TASKS = {
     "planetoid": "limbeck.tasks.graphs.planetoid:planetoid",
     "classify": "limbeck.tasks.classify:classify",
     "symbols": "limbeck.tasks.symbols:symbols",
+    "language": "limbeck.tasks.language:language",
 }
 WINGS: dict[str, tuple[str, ...]] = {
     "generators": ("digits", "photos", "prompts", "ring", "own", "diffusers"),
     "restoration": ("photos-sr",),
     "scenes": ("head", "text"),
+    "sequences": ("language", "symbols"),
     "structures": ("sbm", "digits-graph", "planetoid"),
     "recognition": ("classify",),
-    "sequences": ("symbols",),
 }
 """The tasks of each wing of methods that has any; the first is meant where none is named."""
 

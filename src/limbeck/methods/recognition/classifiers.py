@@ -48,8 +48,8 @@ def whole_mean(losses: Tensor, rows: int, totals: Tensor | None) -> Tensor:
 
 
 def check_apart(teacher: nn.Module, student: nn.Module) -> None:
-    """Raise LimbeckError where teacher and student share parameters: to freeze one would freeze the other."""
-    if _ids(teacher.parameters()) & _ids(student.parameters()):
+    """Raise LimbeckError where the teacher has parameters that the student trains: to freeze one would freeze the other."""
+    if _ids(teacher.parameters()) & _ids(p for p in student.parameters() if p.requires_grad):
         same = "are one object" if teacher is student else "share parameters"
         raise LimbeckError(f"teacher and student {same}, so the teacher would be trained; give copy.deepcopy(teacher)")
 
