@@ -152,7 +152,7 @@ def test_options_reach_the_host(tiny):
     assert method.host.options.student_after == 4 and method.draws == 2
 
 
-@pytest.mark.parametrize("host", ["dmd", "sid", "sim", "vsd"])
+@pytest.mark.parametrize("host", ["dmd", "sid", "sim", "swiftbrush"])
 def test_every_host_pulls_towards_the_node_that_is_due(host, tiny, monkeypatch):
     method = tiny.make("disback", host=host, **PATH)
     loop, asked = run(tiny.loop(method), 4), []

@@ -142,7 +142,7 @@ def test_masked_language_models_never_write_mask_or_what_is_forbidden():
 
 def test_without_transformers_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(LimbeckError, match=r"pip install 'limbeck\[diffusers\]'"):
+    with pytest.raises(LimbeckError, match=r"pip install 'limbeck\[llm\]'"):
         masked_language_model("some-model", LogLinear(), 3)
     with pytest.raises(LimbeckError, match="mask=7 lies outside the vocabulary of 5"):
         masked_language_model(Language(), LogLinear(), 7)
