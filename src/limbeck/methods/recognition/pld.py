@@ -39,7 +39,7 @@ from limbeck.losses import (
     ranking_weights,
     teacher_ranking,
 )
-from limbeck.methods.recognition.classifiers import check_apart, classification, counts, labelled, logits_of, whole_mean
+from limbeck.methods.classifiers import check_apart, classification, counts, labelled, logits_of, whole_mean
 from limbeck.training import Batch, EmaOptions, Method, OptimizerOptions, Role, Step, Total, Update
 
 Logs = dict[str, Tensor | float]

@@ -36,7 +36,7 @@ from torch.nn import functional as F
 
 from limbeck.errors import LimbeckError
 from limbeck.losses import check_teacher_logits, high_frequency_loss, low_frequency_loss
-from limbeck.methods.recognition.classifiers import check_apart, logits_of
+from limbeck.methods.classifiers import check_apart, logits_of
 from limbeck.networks import perceptron
 from limbeck.tasks.graphs import Graph, GraphTask, GraphTeacherOptions, mean_confidence, node_logits
 from limbeck.training import Batch, EmaOptions, Method, OptimizerOptions, Role, Step, TensorSource, Update

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError
-from limbeck.methods.recognition.classifiers import check_apart, classification, labelled, logits_of
+from limbeck.methods.classifiers import check_apart, classification, labelled, logits_of
 from limbeck.methods.recognition.self_distillation.kernel import KernelSelfDistiller, rbf_kernel
 from limbeck.methods.recognition.self_distillation.mixing import estimate_alpha, mix_targets, one_hot
 from limbeck.training import Batch, Method, OptimizerOptions, Role, Step, Update

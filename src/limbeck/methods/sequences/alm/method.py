@@ -20,7 +20,7 @@ from limbeck.losses.chunks import (
     sorted_l1,
 )
 from limbeck.losses.ranking import upcast
-from limbeck.methods.recognition.classifiers import check_apart
+from limbeck.methods.classifiers import check_apart
 from limbeck.methods.sequences.alm.options import PRESETS, ALMOptions
 from limbeck.training import Batch, Method, Role, Step, Total, Update
 
