@@ -39,8 +39,27 @@ def test_the_notebook_runs(monkeypatch, tmp_path):
     ExecutePreprocessor(timeout=300, kernel_name="python3").preprocess(notebook, {"metadata": {"path": str(tmp_path)}})
 
 
+def recognition():
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "recognition.md").read_text(), re.DOTALL)
+
+
+class Small(torch.nn.Sequential):
+    def __init__(self):
+        super().__init__(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+
+
+def test_the_page_on_classifiers_distils_images_in_memory(tmp_path):
+    command, *_ = recognition()
+    images = torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    names = {"teacher": Small(), "Small": Small, "images": images, "labels": torch.arange(60) % 3}
+    short = f"iterations=4, quiet=True, track=('none',), out={str(tmp_path / 'run')!r}"
+    assert "iterations=500" in command
+    exec(command.replace("iterations=500", short), names)
+    assert isinstance(names["run"].student, Small) and (tmp_path / "run" / "report.html").is_file()
+
+
 def test_the_page_on_classifiers_trains_a_pair():
-    loop, method = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "recognition.md").read_text(), re.DOTALL)
+    _, loop, method = recognition()
     assert loop.count("\n") <= 12
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(200, 8, generator=generator)
