@@ -4,35 +4,30 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from limbeck.errors import LimbeckError
-from limbeck.methods import Entry, find, preset_of
+from limbeck.methods import Entry, find
 from limbeck.runs.config import Execution, RunConfig, check_place, jsonable, read_config
 from limbeck.runs.folder import begin, open_folder, restore
 from limbeck.runs.summary import summarise
 from limbeck.tasks import (
-    TASKS,
     WINGS,
     AnyTask,
     Task,
     build_task,
-    chosen_task,
-    given_names,
     named_by,
-    preferred_options,
-    recorded,
     student_of,
 )
-from limbeck.training import ALONE, Loop, LoopOptions, Method, World, checkpoint_roles, checkpoints, launched, set_precision
+from limbeck.training import ALONE, Loop, LoopOptions, Method, World, checkpoint_roles, checkpoints, set_precision
 from limbeck.training.compiled import TRIED, compile_roles
 from limbeck.training.durable import assembled
-from limbeck.training.options import merged_options, options_from_dict, options_to_dict
+from limbeck.training.options import options_from_dict
 from limbeck.training.plain import read_plain
 
 EVALUATIONS = 6  # evaluations of the student along a run, the last one at its end
@@ -95,82 +90,6 @@ def distilling(name: str) -> Entry:
     return entry
 
 
-def distill(
-    teacher: Any = None,
-    method: str = "dmd",
-    data: Any = None,
-    *,
-    task: str | AnyTask | None = None,
-    task_options: Mapping[str, Any] | None = None,
-    options: Any = None,
-    preset: str | None = None,
-    out: Path | str | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
-    seed: int = 0,
-    device: str = "cpu",
-    dtype: str = "float32",
-    iterations: int | None = None,
-    micro_batches: int = 1,
-    checkpoint_every: int = 300,
-    from_run: "Run | Path | str | None" = None,
-    precision: Literal["float32", "bfloat16"] = "float32",
-    command: str | None = None,
-    **more: Any,
-) -> Run:
-    """Distil a teacher into a few-step student. The main job, from Python.
-
-    ``teacher``: a denoiser (see limbeck.denoisers) or your own network, with ``data`` (images (N, C, H, W) in [-1, 1], or a
-    folder of pictures); what else there is to say of them (``labels=``, ``prediction=``, ``process=``, ...) are the keywords
-    of :func:`limbeck.tasks.own_task`. Or a pipeline of diffusers (or ``model=FOLDER``), with ``prompts=`` and the further
-    keywords of :func:`limbeck.tasks.diffusers.diffusers_task`. None: a ``task`` by name ("digits", the default). ``method``: see
-    `limbeck methods`; ``options``: its options dataclass, or a mapping of those that differ from the ``preset``; further
-    keywords are options too (``alpha=1.0``), or say how to carry the run out (:class:`limbeck.runs.Execution`: ``quiet=True``).
-    ``from_run``: a run, whose student is what this one begins with (a folder that names code needs ``trust_code=True``).
-    ``precision``: bfloat16 runs the networks under autocast, losses in ``dtype``. ``out``: the run's folder (None: a new one
-    under runs/).
-    Returns a :class:`Run`.
-    Raises LimbeckError for what it cannot use.
-    """
-    entry = distilling(method)
-    how = Execution(**{f.name: more.pop(f.name) for f in fields(Execution) if f.name in more})
-    how = replace(how, trust_code=how.trust_code or isinstance(from_run, Run))  # one that is open was trusted before
-    given = {"model" if is_pipeline(teacher) else "teacher": teacher, "data": data}
-    given = {n: v for n, v in given.items() if v is not None} | {
-        n: more.pop(n) for n in given_names(more, entry.wing, entry.fits)
-    }
-    built = None if task is None or isinstance(task, str) else task
-    if built is not None and given:
-        raise LimbeckError(f"a task knows its own {', '.join(given)}; leave that out, or the task")
-    name = chosen_task(task, given, entry.wing, entry.fits) if task is None or isinstance(task, str) else task.name
-    told = {**(task_options or {}), **given}
-    if isinstance(options, Mapping) or options is None:
-        _, _, presets = entry.load()
-        suited: Mapping[str, Any] = {}
-        if preset is None:
-            own = {} if built is None else built.options
-            suited = (own or (preferred_options(name, told) if name in TASKS else {})).get(entry.id, {})
-        options = merged_options(preset_of(method, presets, preset), {**suited, **(options or {}), **more})
-    if iterations is not None:
-        options = merged_options(options, {"iterations": iterations})
-    config = RunConfig(
-        entry.id,
-        name,
-        jsonable(recorded(told)),
-        options_to_dict(options),
-        seed,
-        device,
-        dtype,
-        micro_batches,
-        checkpoint_every,
-        None if from_run is None else str(from_run.path if isinstance(from_run, Run) else from_run),
-        precision,
-    )
-    loop_options(config, options)
-    with launched(device, how.parallel) as world:
-        return begun(config, out, overwrite, resume, how=how, command=command, world=world, task=built, told=told)
-
-
 def begun(
     config: RunConfig,
     out: Path | str | None,
@@ -190,11 +109,6 @@ def begun(
         place: dict[str, Any] = {"device": config.device, "dtype": config.dtype, "quiet": how.quiet or not world.writes}
         task = world.in_turn(lambda: build_task(config.task, config.task_options if told is None else told, **place))
     return run(config, task, folder, overwrite, resume, how=how, command=command, world=world)
-
-
-def is_pipeline(teacher: Any) -> bool:
-    """Is it a pipeline of diffusers? (diffusers is not imported for it)."""
-    return any(kind.__name__ == "DiffusionPipeline" for kind in type(teacher).__mro__)
 
 
 def run(
