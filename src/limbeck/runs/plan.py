@@ -15,8 +15,9 @@ from limbeck.tasks import AnyTask
 from limbeck.training import Loop, LoopOptions, checkpoint_roles
 from limbeck.training.live import LiveBytes, held
 from limbeck.training.offload import Offload
-from limbeck.training.optimizers import EIGHT_BIT, Trained
+from limbeck.training.optimizers import Trained
 from limbeck.training.options import options_from_dict
+from limbeck.training.role_options import EIGHT_BIT
 
 FEW, MORE = (2, 4), (8, 16)  # samples per micro-batch of the two rehearsals; one alone would take other paths through torch
 ROOM = 2**30  # bytes that activations may take for a rehearsal with more: convolutions choose their algorithm by the batch

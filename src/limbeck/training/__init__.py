@@ -3,13 +3,12 @@
 from limbeck.training.checkpoints import Checkpoint, CheckpointError
 from limbeck.training.failure import Interrupted, NonFiniteError
 from limbeck.training.keyed import Keyed, sample_order
+from limbeck.training.launching import launched
 from limbeck.training.loop import Loop
 from limbeck.training.loop_options import LoopOptions
 from limbeck.training.method import (
     Batch,
-    EmaOptions,
     Method,
-    OptimizerOptions,
     Role,
     Source,
     Step,
@@ -19,7 +18,8 @@ from limbeck.training.method import (
     checkpoint_roles,
     set_precision,
 )
-from limbeck.training.parallel import ALONE, World, launched, placed
+from limbeck.training.parallel import ALONE, World, placed
+from limbeck.training.role_options import EmaOptions, OptimizerOptions
 from limbeck.training.tracking import Tracker, read_metrics
 
 __all__ = [

@@ -8,11 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError, unknown
-from limbeck.training.method import OptimizerOptions, Role
+from limbeck.training.method import Role
 from limbeck.training.parallel import placed
-
-EIGHT_BIT = {"adam8bit": "Adam8bit", "adamw8bit": "AdamW8bit"}
-"""Optimizers of bitsandbytes, by kind."""
+from limbeck.training.role_options import EIGHT_BIT, OptimizerOptions
 
 
 @dataclass

@@ -4,18 +4,15 @@ Every rank holds its share of a batch. Either every rank holds all weights, and 
 averages and optimizer states are split over the ranks (shard). See docs/architecture.md, "Several processes".
 """
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.errors import LimbeckError, unknown
 from limbeck.training.method import Method
 
-WAYS = ("replicate", "shard")
 Figures = dict[str, float]
 Made = TypeVar("Made")
 
@@ -96,37 +93,6 @@ class World:
 
 
 ALONE = World()
-
-
-@contextmanager
-def launched(device: str = "cpu", parallel: str = "replicate") -> Iterator[World]:
-    """The world of this process: that of `torchrun` where it was started so (RANK and WORLD_SIZE are set), else alone.
-
-    Raises LimbeckError where a rank has no GPU of its own, and :class:`limbeck.training.ranks.RankLost` where another rank dies.
-    """
-    if parallel not in WAYS:
-        raise unknown("way to be parallel", parallel, WAYS)
-    if not {"RANK", "MASTER_ADDR"} <= os.environ.keys() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        yield ALONE
-        return
-    kind = torch.device(device)
-    if kind.type == "cuda":
-        _own_gpu(kind)
-    from limbeck.training.ranks import joined
-
-    with joined(kind.type, parallel == "shard") as world:
-        yield world
-
-
-def _own_gpu(device: torch.device) -> None:
-    local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if device.index is not None:
-        raise LimbeckError(f"--device {device}: every process takes a GPU of its own; give --device cuda")
-    if local >= gpus:
-        raise LimbeckError(
-            f"process {local} of this machine has no GPU, there are {gpus}; start --nproc-per-node {max(gpus, 1)}"
-        )
-    torch.cuda.set_device(local)
 
 
 def placed(value: Tensor, like: Any) -> Tensor:

@@ -9,8 +9,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from limbeck.errors import LimbeckError
 from limbeck.training.method import Method
-from limbeck.training.optimizers import EIGHT_BIT
 from limbeck.training.parallel import copies
+from limbeck.training.role_options import EIGHT_BIT
 from limbeck.training.tensorfile import is_split, whole
 
 LISTS = (nn.ModuleList, nn.ModuleDict)
