@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 
 from limbeck.claims.scenes.esd import arm_renders
 from limbeck.metrics import nearest_views, share_of
-from limbeck.tasks.renders import RenderLibrary
+from limbeck.tasks.scenes.renders import RenderLibrary
 
 FILE = Path(__file__).parents[1] / "docs" / "images" / "janus.png"
 ROWS = {"the head itself": None, "SDS": "SDS", "ESD, lam = 1": "ESD 1", "SDS, told the view": "told SDS"}

@@ -8,7 +8,7 @@ from limbeck.claims.scenes.entropy import LAMS
 from limbeck.claims.scenes.esd import ARMS, CLAIM, Turning, arm_renders, judge, learned_figures
 from limbeck.claims.scenes.turntable import clouds, on_turntable, view_figures
 from limbeck.scenes import angles
-from limbeck.tasks.renders import RenderLibrary
+from limbeck.tasks.scenes.renders import RenderLibrary
 
 JANUS = {"front": 1.0, "views": 2.0, "entropy": 0.3, "IQ": 0.05, "IV": 0.4, "order": 88.0, "psnr": 25.0}
 CURED = {"front": 0.25, "views": 19.0, "entropy": 2.8, "IQ": 0.05, "IV": 2.9, "order": 15.0, "psnr": 28.0}

@@ -8,8 +8,8 @@ from limbeck.claims.scenes.voxels import Pictures, between_views, looked_at, pic
 from limbeck.methods.scenes.critics import exact_critic, same_camera
 from limbeck.methods.scenes.options import SceneOptions
 from limbeck.methods.scenes.prolificdreamer import ProlificDreamer
-from limbeck.tasks.renders import RenderLibrary
-from limbeck.tasks.scenes import camera_vector
+from limbeck.tasks.scenes.renders import RenderLibrary
+from limbeck.tasks.scenes.task import camera_vector
 
 
 def test_the_true_heads_are_reached():

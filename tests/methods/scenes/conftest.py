@@ -10,7 +10,7 @@ from limbeck.denoisers import FiniteSetDenoiser
 from limbeck.methods import find
 from limbeck.noise import CosineVP
 from limbeck.scenes import NUMBERS, CameraLaw, angles
-from limbeck.tasks.scenes import SceneTask
+from limbeck.tasks.scenes.task import SceneTask
 from limbeck.training import Batch, Keyed, Loop, LoopOptions, TensorSource, Total, Update
 
 SIZE, SHAPE = 4, (3, 4, 4)

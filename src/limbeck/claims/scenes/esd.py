@@ -25,8 +25,8 @@ from limbeck.methods.scenes.esd import ESD, ESDOptions
 from limbeck.networks import ResidualMLP
 from limbeck.noise import spread
 from limbeck.scenes import Cameras, angles
-from limbeck.tasks.renders import RenderLibrary
-from limbeck.tasks.scenes import CAMERA_NUMBERS, SceneTask
+from limbeck.tasks.scenes.renders import RenderLibrary
+from limbeck.tasks.scenes.task import CAMERA_NUMBERS, SceneTask
 from limbeck.training import OptimizerOptions
 
 OPTIONS: dict[str, Any] = {

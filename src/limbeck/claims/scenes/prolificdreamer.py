@@ -25,8 +25,8 @@ from limbeck.networks import ResidualMLP
 from limbeck.noise import spread
 from limbeck.scenes import render_head
 from limbeck.tasks import load_digits
-from limbeck.tasks.renders import RenderLibrary
-from limbeck.tasks.scenes import camera_vector
+from limbeck.tasks.scenes.renders import RenderLibrary
+from limbeck.tasks.scenes.task import camera_vector
 from limbeck.training import Keyed, OptimizerOptions
 
 ADAM = OptimizerOptions(lr=0.05, betas=(0.9, 0.99), eps=1e-15)

@@ -20,8 +20,8 @@ from limbeck.metrics import (
 )
 from limbeck.scenes import Cameras, orbit
 from limbeck.scenes.volume import VolumeScene
-from limbeck.tasks.renders import RenderLibrary
-from limbeck.tasks.scenes import SceneTask
+from limbeck.tasks.scenes.renders import RenderLibrary
+from limbeck.tasks.scenes.task import SceneTask
 
 
 def on_turntable(u: Tensor, step: int) -> Cameras:

@@ -11,8 +11,8 @@ from limbeck.noise import CosineVP
 from limbeck.scenes import Cameras, angles, orbit
 from limbeck.scenes.volume import VolumeScene
 from limbeck.scenes.voxels import VoxelGrid
-from limbeck.tasks.renders import RenderLibrary
-from limbeck.tasks.scenes import SceneTask
+from limbeck.tasks.scenes.renders import RenderLibrary
+from limbeck.tasks.scenes.task import SceneTask
 from limbeck.training import Keyed, Loop, LoopOptions
 
 SIZE, VOXELS, SAMPLES, EXTENT = 16, 18, 18, 1.6

@@ -12,7 +12,7 @@ from limbeck.methods.generators.generator import trained_copy
 from limbeck.methods.scenes.options import SceneOptions
 from limbeck.networks import ResidualMLP
 from limbeck.noise import Process
-from limbeck.tasks.scenes import CAMERA_NUMBERS, SceneTask
+from limbeck.tasks.scenes.task import CAMERA_NUMBERS, SceneTask
 
 
 def exact_critic(renders: Tensor, process: Process) -> FiniteSetDenoiser:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from limbeck.scenes import Cameras
 from limbeck.scenes.scene import Seen
-from limbeck.tasks.scenes import SceneTask
+from limbeck.tasks.scenes.task import SceneTask
 
 
 class Look(NamedTuple):

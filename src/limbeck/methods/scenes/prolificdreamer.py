@@ -39,7 +39,7 @@ from limbeck.methods.scenes.particles import Look, particles_of, pictures
 from limbeck.noise import DDPM, Process, TimeLaw, Uniform, UniformInteger
 from limbeck.rules import DistributionMatching, Sample, surrogate
 from limbeck.scenes import Cameras, Seen, binary_entropy, opaqueness, sparsity
-from limbeck.tasks.scenes import SceneTask, camera_vector, check_encoder
+from limbeck.tasks.scenes.task import SceneTask, camera_vector, check_encoder
 from limbeck.training import Batch, Keyed, Method, OptimizerOptions, Role, Step, Total, Update
 from limbeck.training.diagnostics import diversity
 

@@ -1,4 +1,4 @@
-"""A head in Gaussian splats, learned from an exact image teacher over renders of the true one (:mod:`limbeck.tasks.renders`).
+"""A head in Gaussian splats, learned from an exact image teacher over renders of the true one (:mod:`limbeck.tasks.scenes.renders`).
 
 The prompt names one head of the library, or several that are equally likely, and the view roughly. The teacher knows pictures
 of them from a few turntables and nothing of three dimensions; the truth is known from everywhere, so that what a scene became
@@ -16,8 +16,8 @@ from limbeck.errors import LimbeckError
 from limbeck.metrics import label_entropy, nearest_views, psnr, saturation_ratio, share_of
 from limbeck.scenes import Cameras, angles, heads, orbit, render_head
 from limbeck.tasks.contract import Column, Figures, Picture, judgement, student_of
-from limbeck.tasks.renders import CLOSE, RenderLibrary
-from limbeck.tasks.scenes import SceneTask, new_splats
+from limbeck.tasks.scenes.renders import CLOSE, RenderLibrary
+from limbeck.tasks.scenes.task import SceneTask, new_splats
 
 COLUMNS = {
     "psnr": Column("PSNR, dB", "higher"),

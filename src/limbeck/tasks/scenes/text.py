@@ -17,7 +17,7 @@ from limbeck.interop.latents import encoded_with_gradient
 from limbeck.interop.pipelines import Pipeline, open_pipeline
 from limbeck.scenes import VIEWS, CameraLaw, Cameras, angles, orbit, view_labels, view_prompts
 from limbeck.tasks.contract import Column, Figures, Picture, judgement, student_of
-from limbeck.tasks.scenes import SceneTask, new_splats
+from limbeck.tasks.scenes.task import SceneTask, new_splats
 from limbeck.training.diagnostics import diversity
 
 FRONT = 30.0  # half-width in degrees of what is called front, and of what is called back

@@ -11,7 +11,7 @@ from limbeck.methods.scenes.options import SceneOptions
 from limbeck.methods.scenes.prolificdreamer import ProlificDreamer
 from limbeck.scenes import orbit
 from limbeck.tasks import AnyTask
-from limbeck.tasks.text_scenes import text_task
+from limbeck.tasks.scenes.text import text_task
 from limbeck.training import Loop, LoopOptions
 
 

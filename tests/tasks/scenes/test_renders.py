@@ -9,7 +9,7 @@ import torch
 from limbeck.errors import LimbeckError
 from limbeck.noise import VP, CosineVP
 from limbeck.scenes import angles, orbit
-from limbeck.tasks.renders import LinearLatents, RenderLibrary
+from limbeck.tasks.scenes.renders import LinearLatents, RenderLibrary
 
 
 @pytest.fixture(scope="module")

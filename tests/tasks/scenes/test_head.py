@@ -10,7 +10,7 @@ from limbeck.methods.scenes.options import SceneOptions
 from limbeck.methods.scenes.prolificdreamer import ProlificDreamer
 from limbeck.scenes import NUMBERS, angles, load_splats
 from limbeck.tasks import AnyTask, build_task
-from limbeck.tasks.head import head_task
+from limbeck.tasks.scenes.head import head_task
 from limbeck.training import Loop, LoopOptions
 
 SMALL = {"views": 12, "size": 12, "splats": 30}
