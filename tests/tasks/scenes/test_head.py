@@ -92,3 +92,15 @@ def test_it_is_judged_beside_the_nearest_picture(task, method):
 def test_no_head_is_refused():
     with pytest.raises(LimbeckError, match="heads=0: the prompt names at least 1"):
         head_task(heads=0)
+
+
+def test_a_prompt_without_the_view_leaves_all_of_them_and_its_bias():
+    task = head_task(front_share=0.5, **SMALL)
+    at = task.library.cameras[[0, 13]]
+    left = task.goal(at)["prior"].exp()
+    front = task.library.front()
+    assert 0 < int(front.sum()) < 18 and bool((left > 0).all())
+    for row in left:  # whatever the camera
+        assert float(row[front].sum()) == pytest.approx(0.5) and float(row.sum()) == pytest.approx(1)
+    told = head_task(**SMALL).goal(at)["prior"].exp()
+    assert int((told[0] > 0).sum()) < 12

@@ -28,11 +28,11 @@ COLUMNS = {
 }
 ELEVATIONS, DISTANCE = (-10.0, 15.0, 40.0), 1.75
 JUDGES = 12  # cameras that judge: between the library's in azimuth and in elevation
+SPLATS: dict[str, Any] = {"iterations": 800, "guidance": 1.0, "student": {"lr": 0.05, "decay": "cosine"}}
 PREFERRED: dict[str, dict[str, Any]] = {
-    "prolificdreamer": {
-        "iterations": 800, "guidance": 1.0, "late": (0.02, 0.3), "student": {"lr": 0.05, "decay": "cosine"},
-    },
-}  # fmt: skip
+    "prolificdreamer": {**SPLATS, "late": (0.02, 0.3)},
+    "esd": {**SPLATS, "batch": 12},
+}
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,8 @@ class HeadOptions:
     """Gaussians of a scene (default: 1500)."""
     view_width: float | None = None
     """A prompt for a view leaves the pictures within so many degrees of the camera (default: 5, the nearest one)."""
+    front_share: float | None = None
+    """The prompt says nothing of the view, and so much of what the teacher knows shows the front: 0.5 provokes a face on every side."""
 
 
 OPTIONS = HeadOptions
@@ -145,6 +147,7 @@ def head_task(
     size: int = 48,
     splats: int = 1500,
     view_width: float = 5.0,
+    front_share: float | None = None,
     *,
     device: str = "cpu",
     dtype: str = "float32",
@@ -164,7 +167,10 @@ def head_task(
 
     def goal(at: Cameras) -> Cond:
         azimuth, elevation, _ = angles(at.position)
-        told = library.condition(len(at), everyone, azimuth, elevation, view_width)
+        if front_share is None:
+            told = library.condition(len(at), everyone, azimuth, elevation, view_width)
+        else:
+            told = library.condition(len(at), everyone, front_share=front_share)
         return {name: value.to(device) for name, value in told.items()}
 
     between = (torch.arange(JUDGES) * (views // JUDGES or 1) + 0.5) * 360 / views
