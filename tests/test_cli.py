@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -138,3 +138,11 @@ def test_interrupted_is_130(monkeypatch, capsys):
 
     monkeypatch.setattr(cli, "methods", interrupted)
     assert cli.main(["methods"]) == 130
+
+
+def test_a_method_can_be_read_about_without_its_extra(monkeypatch, capsys):
+    monkeypatch.setitem(METHODS, "pld", replace(METHODS["pld"], extra="graph", packages=("no_such_package",)))
+    assert cli.main(["methods", "pld"]) == 0
+    assert "tau = 4.0" in capsys.readouterr().out
+    assert cli.main(["distill", "pld"]) == 2
+    assert "pld needs no_such_package: pip install 'limbeck[graph]'" in capsys.readouterr().err

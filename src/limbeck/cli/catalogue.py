@@ -53,7 +53,7 @@ def page(e: Entry) -> str:
     source = [f"{e.paper}, arXiv {e.arxiv} ({e.year})"] if e.arxiv else []
     lines = [f"{e.id}: {e.title}", *source, needs(e), ""]
     if e.module:
-        cls, options, presets = e.load()
+        cls, options, presets = e.load(to_read=True)
         base = presets["recommended"]
         lines += [inspect.getdoc(sys.modules[cls.__module__]) or "", "", "Options (defaults):", *option_lines(options)]
         lines += ["", "Presets:"]

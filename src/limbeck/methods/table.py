@@ -49,9 +49,11 @@ class Entry:
         if absent := [name for name in self.packages if find_spec(name) is None]:
             raise missing_extra(self.extra, f"{self.id} needs {', '.join(absent)}")
 
-    def load(self) -> tuple[Any, Any, dict[str, Any]]:
-        """(method class, options class, presets). Raises LimbeckError where the method's extra is not installed."""
-        self.require_extra()
+    def load(self, to_read: bool = False) -> tuple[Any, Any, dict[str, Any]]:
+        """(method class, options class, presets). Raises LimbeckError where the method's extra is not installed, unless they are
+        only to be read about."""
+        if not to_read:
+            self.require_extra()
         room = import_module(self.module)
         return room.METHOD, room.OPTIONS, room.PRESETS
 

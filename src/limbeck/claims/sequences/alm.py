@@ -164,6 +164,7 @@ CALIBRATION = (
     "misaligned / ALM + SFT chunk gap 1.128 +- 0.018, bits 1.045 +- 0.008. Not shown: a better model than SFT that is stopped when "
     "it is best (80 steps), bits 1.006 +- 0.006 and outcome gap 1.048 +- 0.020 of that; ALM alone has 0.929 +- 0.025 of its outcome "
     "gap, at 1.011 of its bits. What is gained at equal steps is that likelihood matching does not learn 11 kB by heart. "
-    "With 57 kB of text, where SFT does not either (150 steps, one seed), ALM + SFT / SFT was 1.003 in bits, 0.989 in chunk gap and 0.918 in outcome gap."
+    "With 57 kB of text, where SFT does not either (150 steps, one seed), ALM + SFT / SFT was 1.003 in bits, 0.989 in chunk gap and "
+    "0.918 in outcome gap."
 )
 CLAIM = Claim("alm", "2503.20083", measure, judge, trained_teacher, CALIBRATION)
