@@ -99,7 +99,9 @@ def test_onnxruntime_answers_what_the_student_does(kind, times, tmp_path):
         denoiser, names = student(kind=config), ("label",)
     steps = Steps(VE(), times)
     module = unrolled(denoiser, steps, names)
-    write_onnx(tmp_path / "student.onnx", module, example_inputs(shape, module, {"label": torch.tensor([0, 1])}))
+    write_onnx(
+        tmp_path / "student.onnx", module, example_inputs(shape, module, {"label": torch.tensor([0, 1])}), input_names(module)
+    )
     session = onnxruntime.InferenceSession(str(tmp_path / "student.onnx"), providers=["CPUExecutionProvider"])
     assert [i.name for i in session.get_inputs()] == input_names(module)
     for batch in (1, 5):
