@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError
 from limbeck.networks import Classifier
+from limbeck.rules import evaluating
 from limbeck.tasks.folder import TENSORS, read_arrays
 from limbeck.tasks.named import imported, made, said
 
@@ -85,14 +86,11 @@ def answers(module: nn.Module, images: Tensor, who: str = "student", chunk: int 
 
     Raises LimbeckError where it fails or answers something else.
     """
-    mode = module.training
-    module.eval()
     try:
-        found = [getattr(answer, "logits", answer) for answer in map(module, images.split(chunk))]
+        with evaluating(module):
+            found = [getattr(answer, "logits", answer) for answer in map(module, images.split(chunk))]
     except Exception as error:  # a person's code
         raise LimbeckError(f"the {who} failed on images {tuple(images.shape[1:])}: {said(error)}") from error
-    finally:
-        module.train(mode)
     if not isinstance(found[0], Tensor) or found[0].ndim != 2 or sum(map(len, found)) != len(images):
         got = tuple(found[0].shape) if isinstance(found[0], Tensor) else type(found[0]).__name__
         raise LimbeckError(f"the {who} answered {got} for {len(images[:chunk])} images; a classifier gives logits (B, C)")

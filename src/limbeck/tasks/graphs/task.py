@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from limbeck.errors import LimbeckError
 from limbeck.losses import check_teacher_logits, high_frequency_loss
 from limbeck.networks import perceptron
+from limbeck.rules import evaluating
 from limbeck.tasks.confusion import confusion
 from limbeck.tasks.contract import Column, Figures, Picture, judgement, student_of
 from limbeck.tasks.graphs.graph import Graph
@@ -79,10 +80,8 @@ class GraphTask:
     @torch.no_grad()
     def _answer(self, method: Any) -> Tensor:
         student = student_of(method)
-        mode = student.training
-        z = student.eval()(self.graph.x)
-        student.train(mode)
-        return z
+        with evaluating(student):
+            return student(self.graph.x)
 
     def _row(self, z: Tensor) -> Figures:
         g, (src, dst) = self.graph, self.edges
@@ -99,12 +98,11 @@ class GraphTask:
         return confusion(self.graph.y[test], z.argmax(1)[test], z.shape[1])
 
     def _program(self, method: Any, path: Path) -> None:
+        from limbeck.interop.export import write_program
+
         student = student_of(method)
-        mode = student.training
-        batch = {0: torch.export.Dim("batch", min=1)}
-        program = torch.export.export(student.eval(), (self.graph.x[:2],), dynamic_shapes=(batch,))
-        student.train(mode)
-        torch.export.save(program, path)
+        with evaluating(student):
+            write_program(path, student, (self.graph.x[:3],))
 
     def _table(self, method: Any, path: Path) -> None:
         chance, answer = self._answer(method).softmax(1).max(1)
