@@ -11,7 +11,7 @@ from limbeck.methods import find
 from limbeck.noise import CosineVP
 from limbeck.scenes import NUMBERS, CameraLaw, angles
 from limbeck.tasks.scenes.task import SceneTask
-from limbeck.training import Batch, Keyed, Loop, LoopOptions, TensorSource, Total, Update
+from limbeck.training import Batch, Keyed, Loop, LoopOptions, TensorSource, Total, Update, checkpoints
 
 SIZE, SHAPE = 4, (3, 4, 4)
 LAW = CameraLaw()
@@ -94,9 +94,24 @@ def weights(of):
     return {f"{group}.{name}": v.clone() for group, named in tensors.items() for name, v in named.items() if group != "rng"}
 
 
+def check_resumes(fresh, folder):
+    """Five iterations of a loop over ``fresh()`` equal three, a checkpoint in the folder, and two of another loop, bit for bit."""
+    whole, first, again = (loop(fresh(), folder=place) for place in (None, folder, None))
+    for _ in range(5):
+        whole.iterate()
+    for _ in range(3):
+        first.iterate()
+    first.save()
+    again.restore(checkpoints.load(folder / "checkpoints"))
+    while again.step < 5:
+        again.iterate()
+    one, other = weights(whole), weights(again)
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
 @pytest.fixture
 def tiny():
     return SimpleNamespace(
         task=task, make=make, batch=batch, loop=loop, yields=yields, gradients=gradients, weights=weights, bank=bank, Blob=Blob,
-        Keyed=Keyed, NUMBERS=NUMBERS, LAW=LAW, SHAPE=SHAPE,
+        check_resumes=check_resumes, Keyed=Keyed, NUMBERS=NUMBERS, LAW=LAW, SHAPE=SHAPE,
     )  # fmt: skip

@@ -12,7 +12,6 @@ from limbeck.methods import find
 from limbeck.methods.scenes.esd import PRESETS, ESDOptions, fixes_the_view
 from limbeck.networks import ResidualMLP
 from limbeck.noise import CosineVP, spread
-from limbeck.training import checkpoints
 
 F64 = torch.float64
 
@@ -78,17 +77,7 @@ def test_renders_that_are_the_teachers_pictures_stay_only_with_lam_one(tiny):
 
 
 def test_a_resumed_run_goes_on_bit_for_bit(tiny, tmp_path):
-    whole, first, again = (tiny.loop(tiny.make(method="esd", particles=2, batch=6), folder=f) for f in (None, tmp_path, None))
-    for _ in range(5):
-        whole.iterate()
-    for _ in range(3):
-        first.iterate()
-    first.save()
-    again.restore(checkpoints.load(tmp_path / "checkpoints"))
-    while again.step < 5:
-        again.iterate()
-    one, other = tiny.weights(whole), tiny.weights(again)
-    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    tiny.check_resumes(lambda: tiny.make(method="esd", particles=2, batch=6), tmp_path)
 
 
 def test_presets_and_names():

@@ -7,7 +7,6 @@ from torch import nn
 from limbeck.denoisers import FiniteSetDenoiser, Preconditioned
 from limbeck.networks import ResidualMLP
 from limbeck.noise import DDPM, CosineVP, spread
-from limbeck.training import checkpoints
 
 F64 = torch.float64
 
@@ -130,17 +129,7 @@ def test_micro_batches_change_nothing(tiny, kind):
 
 @pytest.mark.parametrize("kind", RUNS)
 def test_a_resumed_run_goes_on_bit_for_bit(tiny, tmp_path, kind):
-    whole, first, again = (tiny.loop(run_method(tiny, kind), folder=f) for f in (None, tmp_path, None))
-    for _ in range(5):
-        whole.iterate()
-    for _ in range(3):
-        first.iterate()
-    first.save()
-    again.restore(checkpoints.load(tmp_path / "checkpoints"))
-    while again.step < 5:
-        again.iterate()
-    one, other = tiny.weights(whole), tiny.weights(again)
-    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    tiny.check_resumes(lambda: run_method(tiny, kind), tmp_path)
 
 
 def test_parameters_learn_at_the_rates_of_their_scene(tiny):
